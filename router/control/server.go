@@ -1,0 +1,233 @@
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/user"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// API is what the daemon answers. Errors that are an *Error keep their code.
+type API interface {
+	Status() Status
+	Relays() Relays
+	Resolve(ctx context.Context, name string) (Resolved, error)
+	Ping(ctx context.Context, name string, count int) (Pinged, error)
+}
+
+// Error is a failure with one of the Code constants.
+type Error struct {
+	Code string
+	Text string
+}
+
+func (e *Error) Error() string { return e.Text }
+
+// Errorf makes an *Error.
+func Errorf(code, format string, args ...any) error {
+	return &Error{Code: code, Text: fmt.Sprintf(format, args...)}
+}
+
+const (
+	maxConns    = 32               // connections at a time
+	maxHeader   = 8 << 10          // bytes of a request's header
+	requestTime = 90 * time.Second // the longest action
+)
+
+// Server answers on one unix socket. It lets in root, the daemon's own user and
+// members of the socket's group, by the credentials of the peer's process.
+type Server struct {
+	ln   *net.UnixListener
+	http http.Server
+}
+
+// Listen binds the socket at path, with mode 0660 and, when it is not empty
+// and exists, the group. A socket left over by a dead daemon is replaced; one
+// that answers is an error. The caller runs and so closes the server.
+func Listen(path, group string, api API, log *slog.Logger) (*Server, error) {
+	if c, err := net.Dial("unix", path); err == nil {
+		c.Close()
+		return nil, fmt.Errorf("control: %s: another daemon answers there", path)
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, fmt.Errorf("control: %w", err)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("control: %w", err)
+	}
+	// Nobody else may connect between bind and chmod.
+	old := unix.Umask(0o177)
+	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	unix.Umask(old)
+	if err != nil {
+		return nil, fmt.Errorf("control: %w", err)
+	}
+	gid := os.Getgid()
+	if group != "" {
+		g, err := user.LookupGroup(group)
+		if err == nil {
+			gid, _ = strconv.Atoi(g.Gid)
+			err = os.Chown(path, -1, gid)
+		}
+		if err != nil {
+			log.Warn("control socket is for the daemon's user and root only", "group", group, "err", err)
+			gid = os.Getgid()
+		}
+	}
+	if err := os.Chmod(path, 0o660); err != nil {
+		ln.Close()
+		return nil, fmt.Errorf("control: %w", err)
+	}
+	s := &Server{ln: ln}
+	s.http = http.Server{
+		Handler:           routes(api),
+		ReadHeaderTimeout: 5 * time.Second,
+		WriteTimeout:      requestTime,
+		IdleTimeout:       time.Minute,
+		MaxHeaderBytes:    maxHeader,
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			return context.WithValue(ctx, allowedKey{}, allowed(c, uint32(os.Getuid()), uint32(gid)))
+		},
+		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+	return s, nil
+}
+
+// Run serves until ctx ends; then it removes the socket.
+func (s *Server) Run(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, func() { s.http.Close() })
+	defer stop()
+	err := s.http.Serve(&listener{UnixListener: s.ln, slots: make(chan struct{}, maxConns)})
+	if ctx.Err() != nil || errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return fmt.Errorf("control: %w", err)
+}
+
+// listener holds at most cap(slots) connections open; the next waits.
+type listener struct {
+	*net.UnixListener
+	slots chan struct{}
+}
+
+func (l *listener) Accept() (net.Conn, error) {
+	l.slots <- struct{}{}
+	c, err := l.AcceptUnix()
+	if err != nil {
+		<-l.slots
+		return nil, err
+	}
+	return &conn{UnixConn: c, free: sync.OnceFunc(func() { <-l.slots })}, nil
+}
+
+type conn struct {
+	*net.UnixConn
+	free func()
+}
+
+func (c *conn) Close() error {
+	defer c.free()
+	return c.UnixConn.Close()
+}
+
+type allowedKey struct{}
+
+// allowed says whether the process at the other end may ask: root, the
+// daemon's own user, or a member of the socket's group.
+func allowed(c net.Conn, uid, gid uint32) bool {
+	raw, err := c.(*conn).SyscallConn()
+	if err != nil {
+		return false
+	}
+	var cred *unix.Ucred
+	var groups []uint32
+	err = raw.Control(func(fd uintptr) {
+		cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+		groups = peerGroups(fd)
+	})
+	if err != nil || cred == nil {
+		return false
+	}
+	return cred.Uid == 0 || cred.Uid == uid || cred.Gid == gid || slices.Contains(groups, gid)
+}
+
+// peerGroups returns the supplementary groups of the process at the other end
+// as they were when it connected; none when the kernel will not tell.
+func peerGroups(fd uintptr) []uint32 {
+	groups := make([]uint32, 1024)
+	size := uint32(4 * len(groups))
+	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, fd, unix.SOL_SOCKET, unix.SO_PEERGROUPS,
+		uintptr(unsafe.Pointer(&groups[0])), uintptr(unsafe.Pointer(&size)), 0)
+	if errno != 0 {
+		return nil
+	}
+	return groups[:size/4]
+}
+
+func routes(api API) http.Handler {
+	mux := http.NewServeMux()
+	get := func(pattern string, f func(r *http.Request) (any, error)) {
+		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+			if ok, _ := r.Context().Value(allowedKey{}).(bool); !ok {
+				fail(w, Errorf(CodeDenied, "permission denied: become a member of the socket's group, or root"))
+				return
+			}
+			r.Body = http.MaxBytesReader(w, r.Body, 64<<10)
+			v, err := f(r)
+			if err != nil {
+				fail(w, err)
+				return
+			}
+			w.Header().Set("Content-Type", "application/json")
+			json.NewEncoder(w).Encode(v)
+		})
+	}
+	get("GET /v1/status", func(r *http.Request) (any, error) { return api.Status(), nil })
+	get("GET /v1/relays", func(r *http.Request) (any, error) { return api.Relays(), nil })
+	get("GET /v1/resolve", func(r *http.Request) (any, error) {
+		return api.Resolve(r.Context(), r.FormValue("name"))
+	})
+	get("POST /v1/ping", func(r *http.Request) (any, error) {
+		count := 4
+		if text := r.FormValue("count"); text != "" {
+			n, err := strconv.Atoi(text)
+			if err != nil || n < 1 || n > 60 {
+				return nil, Errorf(CodeUsage, "count %q is not a number from 1 to 60", text)
+			}
+			count = n
+		}
+		return api.Ping(r.Context(), r.FormValue("name"), count)
+	})
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		fail(w, Errorf(CodeUsage, "no such request: %s %s", r.Method, r.URL.Path))
+	})
+	return mux
+}
+
+var httpStatus = map[string]int{
+	CodeFailure: 500, CodeUsage: 400, CodeDenied: 403, CodeNotFound: 404, CodeNotReady: 503,
+}
+
+func fail(w http.ResponseWriter, err error) {
+	f := Failure{Schema: Schema, Error: err.Error(), Code: CodeFailure}
+	var e *Error
+	if errors.As(err, &e) {
+		f.Code = e.Code
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(httpStatus[f.Code])
+	json.NewEncoder(w).Encode(f)
+}

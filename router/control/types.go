@@ -1,0 +1,191 @@
+package control
+
+import "time"
+
+// Schema is the number that every answer carries; it changes only when a field
+// changes its meaning or goes.
+const Schema = 1
+
+// State is the one word for how the daemon is.
+type State string
+
+const (
+	Starting State = "starting" // not yet connected since the start
+	Ready    State = "ready"    // does its job
+	Offline  State = "offline"  // was ready, is not now
+)
+
+// Status is the answer to GET /v1/status.
+type Status struct {
+	Schema    int               `json:"schema"`
+	Version   string            `json:"version"`
+	Role      string            `json:"role"` // client or relay
+	State     State             `json:"state"`
+	Reason    string            `json:"reason,omitempty"` // why not ready
+	StartedAt time.Time         `json:"started_at"`
+	ReadyAt   *time.Time        `json:"ready_at,omitempty"`
+	Network   Network           `json:"network"`
+	Endpoints []Endpoint        `json:"endpoints"`
+	Edges     []Edge            `json:"edges"`
+	Paths     []Path            `json:"paths"`
+	Sessions  []Session         `json:"sessions"`
+	Tun       *Tun              `json:"tun,omitempty"`
+	DNS       *DNS              `json:"dns,omitempty"`
+	Relay     *Relay            `json:"relay,omitempty"`
+	Traffic   Traffic           `json:"traffic"`
+	Drops     map[string]uint64 `json:"drops"`      // by reason, only those that happened
+	NotHidden []string          `json:"not_hidden"` // what this daemon does not hide, in plain words
+	Warnings  []string          `json:"warnings"`
+}
+
+// Network is the network that the daemon belongs to and what it knows of it.
+type Network struct {
+	Name     string `json:"name"`
+	ID       uint64 `json:"id"`
+	Serial   uint64 `json:"serial,omitempty"`  // of the network file
+	Known    int    `json:"relays_known"`      // relay keys believed to belong to the network
+	Contacts int    `json:"relays_contacts"`   // relays whose contact is known
+	Private  bool   `json:"private_addresses"` // non-public addresses are accepted
+}
+
+// Endpoint is one identity of the daemon.
+type Endpoint struct {
+	Name         string     `json:"name"`
+	Kind         string     `json:"kind"` // browsing, service or relay
+	Address      string     `json:"address"`
+	IPv4         string     `json:"ipv4,omitempty"`
+	IPv6         string     `json:"ipv6,omitempty"`
+	Ports        []string   `json:"ports,omitempty"`
+	InboundPaths int        `json:"inbound_paths"`
+	InboundWant  int        `json:"inbound_paths_wanted"`
+	PublishedAt  *time.Time `json:"published_at,omitempty"`
+	Sessions     int        `json:"sessions"`
+}
+
+// Edge is a relay that the daemon is connected to.
+type Edge struct {
+	Relay    string    `json:"relay"`
+	Address  string    `json:"address"` // IP and UDP port
+	Since    time.Time `json:"since"`
+	RTTms    float64   `json:"rtt_ms"`
+	BytesIn  uint64    `json:"bytes_in"`
+	BytesOut uint64    `json:"bytes_out"`
+}
+
+// Path is one onion path that the daemon built.
+type Path struct {
+	Kind      string    `json:"kind"` // inbound, client or relay
+	Endpoint  string    `json:"endpoint"`
+	State     string    `json:"state"`
+	Hops      []string  `json:"hops"` // edge first
+	ExpiresAt time.Time `json:"expires_at"`
+	RTTms     float64   `json:"rtt_ms"`
+	JitterMs  float64   `json:"jitter_ms"`
+}
+
+// Session is one end-to-end session.
+type Session struct {
+	Remote       string    `json:"remote"`
+	Endpoint     string    `json:"endpoint"`
+	Direction    string    `json:"direction"` // out or in
+	State        string    `json:"state"`
+	Since        time.Time `json:"since"`
+	LastActivity time.Time `json:"last_activity"`
+	BytesIn      uint64    `json:"bytes_in"`
+	BytesOut     uint64    `json:"bytes_out"`
+}
+
+// Tun is the daemon's network interface.
+type Tun struct {
+	Name string `json:"name"`
+	MTU  int    `json:"mtu"`
+	IPv6 bool   `json:"ipv6"` // false where the host has IPv6 switched off
+}
+
+// DNS is the daemon's name server.
+type DNS struct {
+	Listen   []string          `json:"listen"`
+	Upstream []string          `json:"upstream"`
+	Answers  map[string]uint64 `json:"answers"` // by rcode
+}
+
+// Relay is what only a relay has to tell.
+type Relay struct {
+	PublicAddress string     `json:"public_address"`
+	Registered    bool       `json:"registered"`
+	ContactAt     *time.Time `json:"contact_at,omitempty"` // last time that our own contact was signed
+	Peers         int        `json:"peers"`                // relays connected
+	Clients       int        `json:"clients"`              // client connections
+	TransitHops   int        `json:"transit_hops"`
+	StoredClients int        `json:"stored_contacts"` // client contacts kept for others
+}
+
+// Traffic counts IP packets carried in sessions, and their bytes, for a client;
+// link datagrams for a relay.
+type Traffic struct {
+	PacketsIn  uint64 `json:"packets_in"`
+	PacketsOut uint64 `json:"packets_out"`
+	BytesIn    uint64 `json:"bytes_in"`
+	BytesOut   uint64 `json:"bytes_out"`
+}
+
+// RelayInfo is one known relay, an element of GET /v1/relays.
+type RelayInfo struct {
+	Relay     string    `json:"relay"`
+	Address   string    `json:"address,omitempty"`
+	Version   string    `json:"version,omitempty"`
+	SignedAt  time.Time `json:"signed_at,omitzero"`
+	Known     bool      `json:"known"` // its key belongs to the network
+	Connected bool      `json:"connected"`
+}
+
+// Relays is the answer to GET /v1/relays.
+type Relays struct {
+	Schema int         `json:"schema"`
+	Relays []RelayInfo `json:"relays"`
+}
+
+// Stage is one step of an action and when it was done, counted from its start.
+type Stage struct {
+	Name string  `json:"name"`
+	AtMs float64 `json:"at_ms"`
+	Note string  `json:"note,omitempty"`
+}
+
+// Resolved is the answer to GET /v1/resolve?name=.
+type Resolved struct {
+	Schema  int     `json:"schema"`
+	Name    string  `json:"name"`
+	Address string  `json:"address"`
+	IPv4    string  `json:"ipv4,omitempty"`
+	IPv6    string  `json:"ipv6,omitempty"`
+	Relays  int     `json:"relays_asked,omitempty"` // for a registered name: asked, and how many agreed
+	Agreed  int     `json:"relays_agreed,omitempty"`
+	Stages  []Stage `json:"stages"`
+}
+
+// Pinged is the answer to POST /v1/ping?name=&count=.
+type Pinged struct {
+	Schema  int       `json:"schema"`
+	Name    string    `json:"name"`
+	Address string    `json:"address"`
+	Stages  []Stage   `json:"stages"`
+	Sent    int       `json:"sent"`
+	RTTms   []float64 `json:"rtt_ms"` // one element an answer
+}
+
+// Failure is the body of every answer that is not 200.
+type Failure struct {
+	Schema int    `json:"schema"`
+	Error  string `json:"error"`
+	Code   string `json:"code"` // one of the Code constants
+}
+
+// Codes of failures. The command line maps them to its exit codes.
+const (
+	CodeFailure  = "failure"
+	CodeUsage    = "usage"
+	CodeNotReady = "not_ready"
+	CodeDenied   = "denied"
+	CodeNotFound = "not_found" // no such name, no contact, no path
+)
