@@ -186,6 +186,10 @@ func routes(api API) http.Handler {
 				return
 			}
 			r.Body = http.MaxBytesReader(w, r.Body, 64<<10)
+			if err := r.ParseForm(); err != nil {
+				fail(w, Errorf(CodeUsage, "malformed request: %v", err))
+				return
+			}
 			v, err := f(r)
 			if err != nil {
 				fail(w, err)
