@@ -1,0 +1,64 @@
+# Every go command runs with the toolchain that go.mod pins and with raw public keys in its crypto/tls: env.sh finds the
+# one, generates the other (see router/link/rawtls) and writes .cache/env. A plain `go build` makes a program that only
+# says how to build it.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := build
+.PHONY: build test check demo env fuzz fuzz-long bench soak clean help FORCE
+
+FUZZTIME ?= 10s
+PKG ?= ./...
+with := source .cache/env &&
+
+build: .cache/env ## the program, build/lokinetd (the default)
+	@$(with) CGO_ENABLED=0 go build -ldflags "-X main.version=$$(git describe --tags --always --dirty 2>/dev/null || echo unknown)" -o build/lokinetd ./cmd/lokinetd
+
+test: check ## gofmt, vet, and all tests that need no root, with the race detector (PKG=./router/bt for one package)
+	@$(with) if command -v "$$(go env CC | cut -d' ' -f1)" >/dev/null; then \
+		go test -race -timeout 5m $(PKG); \
+	else \
+		echo 'There is no C compiler here: the tests run without the race detector (Debian: apt install gcc libc6-dev).'; \
+		CGO_ENABLED=0 go test -timeout 5m $(PKG); \
+	fi
+
+check: .cache/env
+	@$(with) bad=$$(find . -path ./.cache -prune -o -name '*.go' -print | xargs -r gofmt -l); \
+	[ -z "$$bad" ] || { echo "not formatted with gofmt:" $$bad >&2; exit 1; }
+	@$(with) bare=$$(go list -f '{{if not .Doc}}{{.Dir}}{{end}}' $(PKG)); \
+	[ -z "$$bare" ] || { echo "without a package comment:" $$bare >&2; exit 1; }
+	@$(with) go vet $(PKG)
+
+demo: build ## a whole private network on this machine, and a page fetched through it
+	@build/lokinetd demo
+
+env: .cache/env ## the settings of every go command here, for a shell or an editor: eval $$(make env)
+	@cat .cache/env
+
+fuzz: .cache/env ## every fuzz target for FUZZTIME (10s)
+	@$(with) grep -rEo --include='*_test.go' --exclude-dir=.cache '^func Fuzz[A-Za-z0-9_]*' . | \
+	sed -E 's|/[^/]*_test.go:func | |' | sort -u | while read -r dir name; do \
+		echo "$$dir $$name"; \
+		go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) "$$dir" </dev/null; \
+	done
+
+fuzz-long: ## every fuzz target for 10 minutes
+	@$(MAKE) fuzz FUZZTIME=10m
+
+BENCHTIME ?= 1s
+bench: .cache/env ## all benchmarks (BENCHTIME=1s)
+	@$(with) go test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) $(PKG)
+
+soak: .cache/env ## days of simulated time in the test network (build tag soak); takes hours
+	@$(with) go test -tags soak -run Soak -count 1 -timeout 0 -v ./router/testnet/
+
+clean: ## remove what was built (a module cache of our own is read-only, hence chmod)
+	@chmod -R u+w .cache 2>/dev/null || true
+	@rm -rf .cache build
+
+help: ## this list
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1	\2/p' Makefile | sed 's/\$$\$$/$$/' | while IFS='	' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
+
+.cache/env: FORCE
+	@router/link/rawtls/env.sh

@@ -1,0 +1,72 @@
+#!/bin/sh
+# Prepares everything that a go command needs to build lokinetd, and writes it to .cache/env as export lines, to be
+# sourced or evaluated: the toolchain that go.mod pins, and the overlay that gives its crypto/tls raw public keys.
+#
+# Called by the Makefile before every go command, so it is quick when nothing has changed. Two things force its shape:
+# a Go older than 1.21 cannot even read our go.mod, and a toolchain that Go has downloaded lies in the module cache,
+# where overlays are refused. In that case the module cache is one of our own, and the toolchain no longer lies in it.
+set -eu
+cd "$(dirname "$0")/../../.."
+top=$PWD
+pinned=$(sed -n 's/^toolchain //p' go.mod)
+had=$(command -v go) || had=
+PATH=$PATH:/usr/local/go/bin # where Go's own archive is unpacked: not every shell has it in PATH
+
+fail() {
+	printf '%s\n' "lokinetd: $*" >&2
+	exit 1
+}
+install="Any Go from 1.21 on will do, it fetches $pinned by itself. Debian 12 packages Go 1.19, which is too old:
+  get the archive of $pinned for this machine from https://go.dev/dl/ and, as root,
+  rm -rf /usr/local/go && tar -C /usr/local -xzf $pinned.linux-*.tar.gz"
+
+case $top in
+*[[:space:]\'\"]*) fail "GOFLAGS cannot carry the path '$top': move the sources to one without spaces and quotes" ;;
+esac
+
+# 1. A Go that can read go.mod.
+command -v go >/dev/null || fail "there is no go command. $install"
+found=$(GOTOOLCHAIN=local GOFLAGS= go version | grep -o 'go1\.[0-9]*' | head -n 1) || true
+minor=${found#go1.}
+[ "${minor:-0}" -ge 21 ] || fail "the go command is ${found:-of an unknown version}. $install"
+
+# 2. The pinned toolchain, whatever is installed. GOFLAGS is asked for too: it may come from go's own configuration.
+asked=$(GOTOOLCHAIN=$pinned GOFLAGS= go env GOROOT GOVERSION GOMODCACHE GOFLAGS) ||
+	fail "$found is installed and could not fetch $pinned. Let it download, or install $pinned: https://go.dev/dl/"
+{
+	read -r root
+	read -r version
+	read -r modcache
+	read -r flags || flags=
+} <<END
+$asked
+END
+case $version in
+"$pinned" | "$pinned "*) ;;
+*) fail "asked for $pinned, got $version at $root" ;;
+esac
+
+# 3. A module cache that the toolchain does not lie in.
+case $root/ in
+"$modcache"/*) modcache=$top/.cache/mod ;;
+esac
+
+# 4. The overlay, made anew when the toolchain or the generator has changed.
+mkdir -p .cache
+done=.cache/overlay/toolchain
+if [ "$(cat $done 2>/dev/null)" != "$root $version" ] || [ ! -e .cache/overlay/overlay.json ] ||
+	[ -n "$(find router/link/rawtls -newer $done)" ]; then
+	PATH=$root/bin:$PATH GOTOOLCHAIN=local GOFLAGS= GOMODCACHE=$modcache go run ./router/link/rawtls .cache/overlay
+	echo "$root $version" >$done
+fi
+
+# 5. The result. The flags that the user has set stay, but for an overlay: an older one of ours or one that cannot be joined with it.
+flags=$(printf '%s' "${GOFLAGS:-$flags}" | tr -s ' ' '\n' | grep -v '^--\{0,1\}overlay=' | tr '\n' ' ') || true
+new=.cache/env.$$
+{
+	[ "$had" = "$root/bin/go" ] || echo "export PATH='$root/bin':\"\$PATH\";"
+	echo "export GOTOOLCHAIN=local;"
+	echo "export GOMODCACHE='$modcache';"
+	echo "export GOFLAGS='$flags-overlay=$top/.cache/overlay/overlay.json';"
+} >$new
+mv $new .cache/env
