@@ -1,0 +1,22 @@
+package link
+
+import (
+	"strings"
+	"testing"
+)
+
+func TestSelfTest(t *testing.T) {
+	if err := SelfTest(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func BenchmarkSelfTest(b *testing.B) {
+	for b.Loop() {
+		if err := SelfTest(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+var _ = strings.Contains
