@@ -275,6 +275,9 @@ func (d *Dict) Signature(k string) (signed, sig []byte) {
 	return d.b[:d.at:d.at], sig
 }
 
+// Offset returns how far the input is read: the offset behind the value of the last key asked for, if that key was there.
+func (d *Dict) Offset() int { return d.off }
+
 // Finish skips the keys that are left and requires the closing 'e' to be the last byte of the input.
 func (d *Dict) Finish() error {
 	rest, err := d.FinishPrefix()
