@@ -14,8 +14,7 @@ const blindDomain = "SessionRouterClientContact"
 // the public half, nobody can go back. Like Secret it is neither compared nor printed; safe for concurrent use.
 type Blinded struct {
 	hidden
-	_  [0]func()
-	in *blinded
+	in func() *blinded
 }
 
 type blinded struct {
@@ -55,21 +54,21 @@ func (p Public) Blind() (Public, error) {
 
 // Blind gives the key that signs the contact of s; its public half is s.Public().Blind().
 func (s *Secret) Blind() *Blinded {
-	b := &blinded{scalar: edwards25519.NewScalar().Multiply(s.in.scalar, blindFactor(s.in.public))}
-	b.hash = [32]byte(mac(32, s.in.private[:32]))
+	b := &blinded{scalar: edwards25519.NewScalar().Multiply(s.in().scalar, blindFactor(s.in().public))}
+	b.hash = [32]byte(mac(32, s.in().private[:32]))
 	b.public = Public(new(edwards25519.Point).ScalarBaseMult(b.scalar).Bytes())
-	return &Blinded{in: b}
+	return &Blinded{in: func() *blinded { return b }}
 }
 
 // Public gives the blinded public key.
-func (b *Blinded) Public() Public { return b.in.public }
+func (b *Blinded) Public() Public { return b.in().public }
 
 // Sign gives a signature of msg that verifies as ordinary Ed25519 under the blinded public key.
 func (b *Blinded) Sign(msg []byte) (sig [64]byte) {
-	r := hashScalar(b.in.hash[:], msg)
+	r := hashScalar(b.in().hash[:], msg)
 	copy(sig[:32], new(edwards25519.Point).ScalarBaseMult(r).Bytes())
-	c := hashScalar(sig[:32], b.in.public[:], msg)
-	copy(sig[32:], c.MultiplyAdd(c, b.in.scalar, r).Bytes())
+	c := hashScalar(sig[:32], b.in().public[:], msg)
+	copy(sig[32:], c.MultiplyAdd(c, b.in().scalar, r).Bytes())
 	return sig
 }
 

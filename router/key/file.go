@@ -82,7 +82,7 @@ func (s *Secret) save(path string) error {
 		return err
 	}
 	defer t.Cleanup()
-	text := append(hex.AppendEncode(make([]byte, 0, hexLen+1), s.in.private), '\n')
+	text := append(hex.AppendEncode(make([]byte, 0, hexLen+1), s.in().private), '\n')
 	defer clear(text)
 	if _, err := t.Write(text); err != nil {
 		return err
