@@ -1,0 +1,18 @@
+// Package dns is the DNS server of the daemon: it answers for .loki, .sesh and .snode and for the reverse zones of our address ranges,
+// and hands every other name to the configured upstream resolvers, or refuses it (protocol 4 section 7, protocol/README decisions 3, 4 and 10).
+//
+// One query:
+//
+//  1. A socket is read (server.go); what is no query, comes from ourselves, or is over the bounds is dropped and counted.
+//  2. The message is judged (message.go): header, sections, EDNS, cookie. What fails is answered here.
+//  3. The name is placed by the labels of its wire form (name.go): ours, one of our reverse zones, to be kept in, or foreign.
+//  4. Ours: records are made from what Source says (answer.go). Foreign: an upstream is asked (forward.go).
+//  5. The reply is given its EDNS options, cut to the size that the client takes, counted and sent (message.go, server.go).
+//
+// A name of ours never leaves for an upstream, in no state and no spelling. Three checks stand one behind the other: step 3, which forwards only
+// what it knows to be foreign; the same rule once more on the bytes that are about to be sent (mayLeave); and a memory of names that we
+// answered without a record, because a stub resolver then appends its search domains and asks for name.loki.example.net.
+//
+// The package resolves nothing itself: names, addresses and sessions are the business of Source, which package router implements. It does not
+// tell the host to use it.
+package dns
