@@ -172,33 +172,42 @@ func SelfTest() error {
 	return nil
 }
 
-// handshakeInMemory lets a relay dial another through crypto/tls's QUIC interface, as quic-go does, without any packets.
 func handshakeInMemory() error {
 	near, far := key.Generate(), key.Generate()
 	defer near.Wipe()
 	defer far.Wipe()
 	registered := func(k key.Public) bool { return k == near.Public() }
-	dialler := tls.QUICClient(&tls.QUICConfig{TLSConfig: dialTLS(Relay, near, far.Public())})
-	listener := tls.QUICServer(&tls.QUICConfig{TLSConfig: listenTLS(far, registered)})
-	defer dialler.Close()
-	defer listener.Close()
-	for _, c := range []*tls.QUICConn{dialler, listener} {
+	return handshake(dialTLS(Relay, near, far.Public()), listenTLS(far, registered), nil)
+}
+
+// handshake lets one configuration dial the other through crypto/tls's QUIC interface, as quic-go does, without packets.
+// The error is of the side that refused first. Tests put alter in between: it may change what is written at one level.
+func handshake(dial, listen *tls.Config, alter func(level tls.QUICEncryptionLevel, data []byte) []byte) error {
+	from := tls.QUICClient(&tls.QUICConfig{TLSConfig: dial})
+	to := tls.QUICServer(&tls.QUICConfig{TLSConfig: listen})
+	defer from.Close()
+	defer to.Close()
+	for _, c := range []*tls.QUICConn{from, to} {
 		c.SetTransportParameters([]byte{})
 		if err := c.Start(context.Background()); err != nil {
 			return err
 		}
 	}
-	// One side's messages are handed to the other until neither has any.
+	// What one side writes is handed to the other, in turns, until neither writes any more.
 	done := 0
-	for quiet := 0; quiet < 2; dialler, listener = listener, dialler {
+	for quiet := 0; quiet < 2; from, to = to, from {
 		quiet++
-		for e := dialler.NextEvent(); e.Kind != tls.QUICNoEvent; e = dialler.NextEvent() {
+		for e := from.NextEvent(); e.Kind != tls.QUICNoEvent; e = from.NextEvent() {
 			quiet = 0
 			switch e.Kind {
 			case tls.QUICHandshakeDone:
 				done++
 			case tls.QUICWriteData:
-				if err := listener.HandleData(e.Level, e.Data); err != nil {
+				data := e.Data
+				if alter != nil {
+					data = alter(e.Level, data)
+				}
+				if err := to.HandleData(e.Level, data); err != nil {
 					return err
 				}
 			}

@@ -119,7 +119,7 @@ func (e edit) apply(src string) (string, error) {
 	if length < 0 {
 		return "", fmt.Errorf("no end of %q", e.decl)
 	}
-	body := src[start : start+length]
+	body := src[start : start+length+1]
 	at, err := only(body, e.marker)
 	if err != nil {
 		return "", fmt.Errorf("in %q: %w", e.decl, err)
