@@ -1,0 +1,236 @@
+package netdb
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/renameio/v2"
+
+	"lokinetd/router/key"
+)
+
+const (
+	// suffix of a relay contact's file; the stem is the relay's id in base32z.
+	suffix = ".signed"
+	// diskRetry is how long the writer waits after an error before it tries again.
+	diskRetry = time.Minute
+	// diskFlush bounds the last write at the end of Run. What is not written then is fetched again.
+	diskFlush = 5 * time.Second
+	// maxDirty bounds the ids that wait for the writer. More are not saved.
+	maxDirty = 2 * MaxRelays
+)
+
+// OpenStore makes the store of a node and loads dir, the folder nodedb of the data directory (protocol 1 section 9.1); "" keeps all in memory. dir is
+// made when it is missing. Files <52 base32z>.signed that are too large, not valid by r, expired or not the contact of the relay that they are named after are removed and logged, as are remains of
+// writes that were cut short; other files are left alone. A client believes in the ids that it finds here. Errors: dir cannot be made or read.
+func OpenStore(dir string, self key.Public, relay bool, r Rules, log *slog.Logger) (*Store, error) {
+	s := newStore(self, relay, r, log)
+	if dir == "" {
+		return s, nil
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("netdb: %w", err)
+	}
+	files, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("netdb: %w", err)
+	}
+	now := time.Now()
+	removed, unused := 0, 0
+	for _, f := range files {
+		if !f.Type().IsRegular() {
+			continue
+		}
+		path := filepath.Join(dir, f.Name())
+		id, unfinished, ours := parseFileName(f.Name())
+		if !ours {
+			continue
+		}
+		if !unfinished {
+			var c *RelayContact
+			if c, err = loadContact(path, id, now, s.rules); err == nil {
+				if stored, _ := s.Put(c); !stored {
+					unused++ // signed too far ahead: perhaps our clock is not set yet
+				} else if !relay {
+					s.known[id] = struct{}{}
+				}
+				continue
+			}
+			s.log.Debug("netdb: removing a relay contact's file", "relay", id, "reason", err)
+		}
+		removed++
+		if err := os.Remove(path); err != nil {
+			s.log.Warn("netdb: cannot remove a relay contact's file", "folder", dir, "error", nameless(err))
+		}
+	}
+	s.log.Info("netdb: relay contacts loaded", "count", s.Len(), "removed", removed, "signed_in_the_future", unused)
+	s.disk.dir = dir
+	s.disk.dirty = make(map[key.Public]struct{})
+	s.disk.wake = make(chan struct{}, 1)
+	return s, nil
+}
+
+// parseFileName says whether a file is one of ours, whose, and whether it is the temporary one of a write that was cut short.
+func parseFileName(name string) (id key.Public, unfinished, ours bool) {
+	stem, rest, found := strings.Cut(strings.TrimPrefix(name, "."), suffix)
+	unfinished = strings.HasPrefix(name, ".")
+	if !found || unfinished != (rest != "") || strings.Trim(rest, "0123456789") != "" {
+		return key.Public{}, false, false
+	}
+	id, err := key.ParsePublic(stem)
+	return id, unfinished, err == nil
+}
+
+func loadContact(path string, id key.Public, now time.Time, r Rules) (*RelayContact, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	buf := make([]byte, MaxRelayContact+1)
+	n := 0
+	for n < len(buf) {
+		m, err := f.Read(buf[n:])
+		n += m
+		if err != nil {
+			break
+		}
+	}
+	c, err := ParseRelayContact(buf[:n], now, r)
+	if err != nil {
+		return nil, err
+	}
+	if c.ID != id || filepath.Base(path) != id.String()+suffix {
+		return nil, errors.New("netdb: the file is named after another relay")
+	}
+	return c, nil
+}
+
+// disk is the Store's way to its folder. Other goroutines only name the ids that changed; the writer looks up what is to be done when it comes to
+// it, so that many changes of one contact are one write, and a slow, failing or full disk holds up nothing.
+type disk struct {
+	dir  string        // "": no disk
+	wake chan struct{} // capacity 1
+
+	mu      sync.Mutex
+	dirty   map[key.Public]struct{}
+	skipped int // ids not noted because dirty was full
+}
+
+// touch notes that the contact of id changed or went. It never blocks.
+func (d *disk) touch(id key.Public) {
+	if d.dir == "" {
+		return
+	}
+	d.mu.Lock()
+	if _, noted := d.dirty[id]; !noted && len(d.dirty) >= maxDirty {
+		d.skipped++
+	} else {
+		d.dirty[id] = struct{}{}
+	}
+	d.mu.Unlock()
+	select {
+	case d.wake <- struct{}{}:
+	default:
+	}
+}
+
+// take returns the ids that wait and forgets them.
+func (d *disk) take() (ids []key.Public, skipped int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for id := range d.dirty {
+		ids = append(ids, id)
+	}
+	clear(d.dirty)
+	skipped, d.skipped = d.skipped, 0
+	return ids, skipped
+}
+
+// Run writes changed contacts to disk, each file as a whole, until ctx ends; then it writes what is left, for at most 5 s, and returns nil. After an error it tries again a
+// minute later. Without a folder it only waits. It may run once at a time.
+func (s *Store) Run(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			s.save(time.Now().Add(diskFlush), nil)
+			return nil
+		case <-s.disk.wake: // nil without a folder
+		}
+		if s.save(time.Time{}, ctx.Done()) {
+			continue
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(diskRetry):
+		}
+	}
+}
+
+// save writes what waits, until stop is closed or the deadline, if there is one; false after an error, with what is left noted again.
+func (s *Store) save(deadline time.Time, stop <-chan struct{}) bool {
+	ids, skipped := s.disk.take()
+	if skipped > 0 {
+		s.log.Warn("netdb: too many changes at once, some relay contacts are not saved", "count", skipped)
+	}
+	for i, id := range ids {
+		select {
+		case <-stop:
+			s.again(ids[i:])
+			return true
+		default:
+		}
+		err := errSlow
+		if deadline.IsZero() || time.Now().Before(deadline) {
+			err = s.saveOne(id)
+		}
+		if err != nil {
+			s.log.Warn("netdb: relay contacts are not saved", "folder", s.disk.dir, "count", len(ids)-i, "error", nameless(err))
+			s.again(ids[i:])
+			return false
+		}
+	}
+	return true
+}
+
+var errSlow = errors.New("too slow at the end")
+
+// nameless takes the file's name, which is a relay's, out of an error that is logged.
+func nameless(err error) error {
+	var path *fs.PathError
+	if errors.As(err, &path) {
+		return path.Err
+	}
+	var link *os.LinkError
+	if errors.As(err, &link) {
+		return link.Err
+	}
+	return err
+}
+
+func (s *Store) again(ids []key.Public) {
+	for _, id := range ids {
+		s.disk.touch(id)
+	}
+}
+
+// saveOne makes the file of a relay what the store has now.
+func (s *Store) saveOne(id key.Public) error {
+	path := filepath.Join(s.disk.dir, id.String()+suffix)
+	c := s.Get(id)
+	if c == nil {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		return nil
+	}
+	return renameio.WriteFile(path, c.raw, 0o600)
+}
