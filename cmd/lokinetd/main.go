@@ -1,0 +1,163 @@
+// Command lokinetd is the daemon (client or relay of a Session Router network)
+// and the command line that talks to it. One file holds one subcommand.
+//
+// Exit codes: 0 ok, 1 failure, 2 usage, 3 daemon not running, 4 running but
+// not ready, 5 permission denied, 6 not found or no path.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"lokinetd/router/control"
+)
+
+const (
+	exitFailure = 1 + iota
+	exitUsage
+	exitNotRunning
+	exitNotReady
+	exitDenied
+	exitNotFound
+)
+
+// exitError is an error that chooses its exit code. A nil err says that all
+// has been said already.
+type exitError struct {
+	code int
+	err  error
+}
+
+func (e *exitError) Error() string {
+	if e.err == nil {
+		return ""
+	}
+	return e.err.Error()
+}
+func (e *exitError) Unwrap() error { return e.err }
+
+func usagef(format string, args ...any) error {
+	return &exitError{exitUsage, fmt.Errorf(format, args...)}
+}
+
+// exitCode finds the code for an error of any command.
+func exitCode(err error) int {
+	var own *exitError
+	var answer *control.Error
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &own):
+		return own.code
+	case errors.Is(err, control.ErrNotRunning):
+		return exitNotRunning
+	case errors.As(err, &answer):
+		return map[string]int{
+			control.CodeUsage: exitUsage, control.CodeNotReady: exitNotReady,
+			control.CodeDenied: exitDenied, control.CodeNotFound: exitNotFound,
+		}[answer.Code] | map[bool]int{true: exitFailure}[answer.Code == control.CodeFailure]
+	case errors.Is(err, os.ErrPermission):
+		return exitDenied
+	}
+	return exitFailure
+}
+
+// app is what the subcommands share: the flags of all of them and the streams.
+type app struct {
+	config string
+	socket string
+	json   bool
+	out    io.Writer
+	err    io.Writer
+}
+
+func main() {
+	if maybeLab() { // this process was started as part of a lab network
+		return
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	os.Exit(execute(ctx, os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// execute runs one command line and returns its exit code.
+func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	a := &app{out: stdout, err: stderr}
+	root := a.command()
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.ExecuteContext(ctx)
+	if err != nil && err.Error() != "" {
+		fmt.Fprintf(stderr, "lokinetd: %v\n", err)
+	}
+	return exitCode(err)
+}
+
+func (a *app) command() *cobra.Command {
+	root := &cobra.Command{
+		Use:           "lokinetd",
+		Short:         "Reach and host .loki sites over onion paths",
+		Long:          "lokinetd joins a Session Router network, gives this machine a network interface and a\nname server for .loki, .sesh and .snode addresses, and carries IP packets over onion paths.",
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Args:          cobra.NoArgs,
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	root.PersistentFlags().StringVarP(&a.config, "config", "c", "/etc/lokinetd/lokinetd.toml", "configuration `file`")
+	root.PersistentFlags().StringVar(&a.socket, "socket", "", "control socket of the daemon (default: as configured)")
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &exitError{exitUsage, err} })
+	root.AddCommand(
+		a.runCommand(), a.statusCommand(), a.addressCommand(), a.resolveCommand(), a.pingCommand(),
+		a.pathCommand(), a.sessionCommand(), a.relayCommand(), a.keyCommand(), a.registryCommand(),
+		a.configCommand(), a.demoCommand(), a.versionCommand(),
+	)
+	wrapArgs(root)
+	return root
+}
+
+// wrapArgs makes a wrong number of arguments a usage error for every command,
+// and a missing subcommand too.
+func wrapArgs(cmd *cobra.Command) {
+	if check := cmd.Args; check != nil {
+		cmd.Args = func(c *cobra.Command, args []string) error {
+			if err := check(c, args); err != nil {
+				return usagef("%s: %w (see %s --help)", c.CommandPath(), err, c.CommandPath())
+			}
+			return nil
+		}
+	}
+	for _, sub := range cmd.Commands() {
+		wrapArgs(sub)
+	}
+}
+
+// group makes a command that only holds others.
+func group(use, short string, subs ...*cobra.Command) *cobra.Command {
+	cmd := &cobra.Command{Use: use, Short: short, Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
+		return usagef("%s: which of its commands? (see %s --help)", c.CommandPath(), c.CommandPath())
+	}}
+	cmd.AddCommand(subs...)
+	return cmd
+}
+
+// jsonFlag gives a command --json.
+func (a *app) jsonFlag(cmd *cobra.Command) *cobra.Command {
+	cmd.Flags().BoolVar(&a.json, "json", false, "print JSON for programs")
+	return cmd
+}
+
+// printJSON writes v as indented JSON.
+func (a *app) printJSON(v any) error {
+	e := json.NewEncoder(a.out)
+	e.SetIndent("", "  ")
+	return e.Encode(v)
+}

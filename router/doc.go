@@ -1,0 +1,17 @@
+// Package router wires everything: a [Node] is one member of a network, a client or a relay; [Run] is the daemon around it.
+//
+// Where what stands, from the wire up (each package says in its own comment what it does not do):
+//
+//	bt, key, packet   encoding, identities, buffers
+//	seal              every change of bytes under a key
+//	netdb, link       what is known of others; connections to neighbours
+//	path              onion paths, both ends
+//	session           end-to-end sessions over paths
+//	router            who asks whom, and when
+//
+// In this package: node.go starts and stops the parts; relay.go answers the requests that come to a relay and keeps its mesh; client.go
+// keeps a client's edges and what it knows of the network; endpoint.go is one identity of a client; sns.go looks names up. host.go is the
+// side of the operating system: the network interface, the name server (source.go answers its questions) and the control socket (status.go).
+//
+// A Node touches no operating system but through its [link.Wire] and the folder of its [netdb.Store], which is how router/testnet runs many in one process.
+package router

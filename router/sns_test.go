@@ -1,0 +1,64 @@
+package router
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"lokinetd/router/key"
+)
+
+// Protocol 1 section 8.4: who decides a name, in every order of the answers.
+func TestAgree(t *testing.T) {
+	a, b := key.Public{1}, key.Public{2}
+	yes := func(k key.Public) nameAnswer { return nameAnswer{owner: k, found: true} }
+	no, fail := nameAnswer{none: true}, nameAnswer{}
+	for _, c := range []struct {
+		what    string
+		answers []nameAnswer
+		asked   int
+		owner   key.Public // zero: not found
+		certain bool
+		agreed  int
+		early   int // answers after which it was decided, in the given order
+	}{
+		{"three of five", []nameAnswer{yes(a), yes(b), yes(a), yes(a), no}, 5, a, true, 3, 4},
+		{"not found by three", []nameAnswer{no, no, no, yes(a), yes(a)}, 5, key.Public{}, true, 3, 3},
+		{"one path", []nameAnswer{yes(a)}, 1, a, true, 1, 1},
+		{"two paths, the first wins", []nameAnswer{yes(a), no}, 2, a, true, 1, 1},
+		{"most common without a majority", []nameAnswer{yes(a), yes(a), yes(b), fail, no}, 5, a, true, 2, 5},
+		{"not found wins a tie", []nameAnswer{yes(a), no, fail, fail, fail}, 5, key.Public{}, true, 1, 5},
+		{"nothing but failures is not certain", []nameAnswer{fail, fail, fail}, 3, key.Public{}, false, 0, 3},
+		{"one liar of four does not win", []nameAnswer{yes(b), yes(a), yes(a), no}, 4, a, true, 2, 3},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			for n := range len(c.answers) + 1 {
+				v, ok := agree(c.asked, c.answers[:n])
+				if ok != (n >= c.early) {
+					t.Fatalf("after %d answers: decided %v", n, ok)
+				}
+				if ok && (v.owner != c.owner || v.found != !c.owner.IsZero() || v.certain != c.certain || v.agreed != c.agreed) {
+					t.Fatalf("after %d answers: %+v", n, v)
+				}
+			}
+		})
+	}
+}
+
+func TestNameCache(t *testing.T) {
+	var c nameCache
+	now := time.Unix(1e9, 0)
+	c.put("a.loki", nameVerdict{found: true, owner: key.Public{1}}, now)
+	if e, ok := c.get("a.loki", now.Add(snsTTL)); !ok || !e.found {
+		t.Error("forgotten too early")
+	}
+	if _, ok := c.get("a.loki", now.Add(snsTTL+1)); ok {
+		t.Error("kept too long")
+	}
+	for i := range 3 * snsCacheMax {
+		c.put(fmt.Sprint(i), nameVerdict{}, now)
+	}
+	if len(c.names) > snsCacheMax {
+		t.Errorf("%d names kept", len(c.names))
+	}
+}
