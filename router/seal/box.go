@@ -80,8 +80,10 @@ func boxCipher(own *ecdh.PrivateKey, other *ecdh.PublicKey, eph, recipient []byt
 		return nil, tagKey, fmt.Errorf("seal: box: %w", err)
 	}
 	defer clear(k)
-	n := Nonce(sum(len(Nonce{}), nil, [][]byte{eph, recipient}))
-	c = newCipher((*Key)(k), &n)
+	n := sum(chacha20.NonceSizeX, nil, [][]byte{eph, recipient})
+	if c, err = chacha20.NewUnauthenticatedCipher(k, n); err != nil {
+		return nil, tagKey, fmt.Errorf("seal: box: %w", err)
+	}
 	c.XORKeyStream(tagKey[:], tagKey[:])
 	return c, tagKey, nil
 }

@@ -9,14 +9,14 @@ import (
 	"log/slog"
 
 	"golang.org/x/crypto/chacha20"
-	"golang.org/x/crypto/poly1305" //lint:ignore SA1019 the sealed box needs it by itself
+	"golang.org/x/crypto/poly1305"
 )
 
 // TagSize is what Seal adds to a message, in bytes: a Poly1305 tag behind the ciphertext.
 const TagSize = 16
 
-// Key is a symmetric key. It is not shown by fmt or slog, nor marshalled. (Inside of an unexported field of a printed struct fmt asks no methods: types that
-// hold keys are not printed, or hide themselves.)
+// Key is a symmetric key. It is not shown by fmt or slog, nor marshalled. There are two holes, because it is an array: fmt asks no methods of unexported fields, so
+// structs that hold keys in them are not printed; nor for %p, which go vet refuses.
 type Key [32]byte
 
 // Nonce is an XChaCha20 nonce. On the data plane it lives in the packet's buffer.
@@ -45,35 +45,32 @@ func NewHop(k Key) Hop {
 	return Hop{Key: k, Xor: Nonce(h[:24])}
 }
 
-func (Hop) String() string             { return hiddenText }
-func (Hop) Format(f fmt.State, _ rune) { io.WriteString(f, hiddenText) }
-func (Hop) LogValue() slog.Value       { return slog.StringValue(hiddenText) }
+func (Hop) String() string                 { return hiddenText }
+func (Hop) GoString() string               { return hiddenText }
+func (Hop) Format(f fmt.State, _ rune)     { io.WriteString(f, hiddenText) }
+func (Hop) LogValue() slog.Value           { return slog.StringValue(hiddenText) }
+func (Hop) MarshalText() ([]byte, error)   { return nil, errHidden }
+func (Hop) MarshalBinary() ([]byte, error) { return nil, errHidden }
 
 // Xor mutates n at a hop: n ^= x.
 func Xor(n, x *Nonce) { subtle.XORBytes(n[:], n[:], x[:]) }
 
 // Stream encrypts or decrypts data in place with XChaCha20, block counter 0 (protocol 1 section 4.7). It authenticates nothing.
 func Stream(data []byte, k *Key, n *Nonce) {
-	c := newCipher(k, n)
+	// Errors are for other lengths only. Here and below the call is not in a function of ours, which would put the cipher on the heap.
+	c, _ := chacha20.NewUnauthenticatedCipher(k[:], n[:])
 	c.XORKeyStream(data, data)
-}
-
-func newCipher(k *Key, n *Nonce) *chacha20.Cipher {
-	c, err := chacha20.NewUnauthenticatedCipher(k[:], n[:])
-	if err != nil {
-		panic("seal: " + err.Error()) // only for other lengths
-	}
-	return c
 }
 
 // Seal encrypts data in place with XChaCha20-Poly1305 without additional data. The last TagSize bytes of data are room for the tag; less than that
 // panics. A nonce is never used twice under one key.
 func Seal(data []byte, k *Key, n *Nonce) {
-	body := data[:len(data)-TagSize]
-	c, tagKey := newAEAD(k, n)
+	body, room := data[:len(data)-TagSize], data[len(data)-TagSize:]
+	c, _ := chacha20.NewUnauthenticatedCipher(k[:], n[:])
+	tagKey := firstBlock(c)
 	c.XORKeyStream(body, body)
-	m := mac(body, &tagKey)
-	m.Sum(body[:len(body):len(data)])
+	tag := aeadTag(body, &tagKey)
+	copy(room, tag[:])
 }
 
 // Open undoes Seal in place and returns data without its tag. False, for a wrong tag or less than TagSize bytes: data is then of no use.
@@ -81,26 +78,25 @@ func Open(data []byte, k *Key, n *Nonce) ([]byte, bool) {
 	if len(data) < TagSize {
 		return nil, false
 	}
-	body, tag := data[:len(data)-TagSize], data[len(data)-TagSize:]
-	c, tagKey := newAEAD(k, n)
-	m := mac(body, &tagKey)
-	if !m.Verify(tag) {
+	body, want := data[:len(data)-TagSize], data[len(data)-TagSize:]
+	c, _ := chacha20.NewUnauthenticatedCipher(k[:], n[:])
+	tagKey := firstBlock(c)
+	if tag := aeadTag(body, &tagKey); subtle.ConstantTimeCompare(tag[:], want) != 1 {
 		return nil, false
 	}
 	c.XORKeyStream(body, body)
 	return body, true
 }
 
-// newAEAD splits the key stream as RFC 8439 does: the first half of block 0 is the tag's key, the message begins at block 1.
-func newAEAD(k *Key, n *Nonce) (c *chacha20.Cipher, tagKey [32]byte) {
-	c = newCipher(k, n)
+// firstBlock takes block 0 off the key stream as RFC 8439 does: its first half is the tag's key, the second is left out.
+func firstBlock(c *chacha20.Cipher) (tagKey [32]byte) {
 	c.XORKeyStream(tagKey[:], tagKey[:])
 	c.SetCounter(1)
-	return c, tagKey
+	return tagKey
 }
 
-// mac takes the tag over a ciphertext padded to 16 bytes, then the lengths of the additional data, 0, and of the ciphertext.
-func mac(body []byte, tagKey *[32]byte) *poly1305.MAC {
+// aeadTag is Poly1305 over a ciphertext padded to 16 bytes, the length of the additional data, 0, and its own length.
+func aeadTag(body []byte, tagKey *[32]byte) (tag [TagSize]byte) {
 	var block [16]byte
 	m := poly1305.New(tagKey)
 	m.Write(body)
@@ -109,5 +105,6 @@ func mac(body []byte, tagKey *[32]byte) *poly1305.MAC {
 	}
 	binary.LittleEndian.PutUint64(block[8:], uint64(len(body)))
 	m.Write(block[:])
-	return m
+	m.Sum(tag[:0])
+	return tag
 }

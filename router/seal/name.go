@@ -3,7 +3,6 @@ package seal
 import (
 	"errors"
 	"fmt"
-	"strings"
 
 	"lokinetd/router/key"
 )
@@ -13,12 +12,23 @@ const NameSize = 32 + TagSize
 
 // NameHash gives the key under which the registry keeps an SNS name: the hash of the whole name with ".loki", lowered (protocol 1 section 8.2).
 // Whether it is a valid name is key.CheckSNS's question.
-func NameHash(name string) [32]byte { return Hash32([]byte(strings.ToLower(name))) }
+func NameHash(name string) [32]byte { return Hash32(lower(name)) }
 
 // nameKey gives the key of the record; only who knows the name can make it.
 func nameKey(name string) Key {
 	hash := NameHash(name)
-	return Key(Keyed32(hash[:], []byte(strings.ToLower(name))))
+	return Key(Keyed32(hash[:], lower(name)))
+}
+
+// lower lowers ASCII letters only, as router/key does.
+func lower(name string) []byte {
+	b := []byte(name)
+	for i, c := range b {
+		if 'A' <= c && c <= 'Z' {
+			b[i] += 'a' - 'A'
+		}
+	}
+	return b
 }
 
 // SealName gives the record of a name that belongs to the client owner, NameSize bytes. The nonce is random.

@@ -1,6 +1,7 @@
 package seal
 
 import (
+	"bytes"
 	"crypto/ecdh"
 	"crypto/mlkem"
 	"crypto/rand"
@@ -23,7 +24,8 @@ const sessionContext = "srouter session context"
 
 var errWiped = errors.New("seal: session: the ephemeral keys are wiped")
 
-// hidden makes a struct that embeds it unprintable; what is secret in it stands behind a pointer besides, because fmt asks no methods of unexported fields.
+// hidden makes a struct that embeds it say nothing of itself. What is secret in the struct is kept by a function besides: fmt asks no methods of unexported fields,
+// and nothing looks into a function. It makes the struct incomparable, too.
 type hidden struct{}
 
 func (hidden) String() string                 { return hiddenText }
@@ -37,9 +39,8 @@ func (hidden) MarshalBinary() ([]byte, error) { return nil, errHidden }
 // Not safe for concurrent use with Wipe.
 type Ephemeral struct {
 	hidden
-	_    [0]func()
-	x, m []byte // public halves
-	in   *ephemeral
+	x, m []byte            // public halves
+	in   func() *ephemeral // nil once wiped
 }
 
 type ephemeral struct {
@@ -57,7 +58,8 @@ func NewEphemeral() *Ephemeral {
 	if err != nil {
 		panic("seal: " + err.Error())
 	}
-	return &Ephemeral{x: x.PublicKey().Bytes(), m: m.EncapsulationKey().Bytes(), in: &ephemeral{x: x, m: m}}
+	in := &ephemeral{x: x, m: m}
+	return &Ephemeral{x: x.PublicKey().Bytes(), m: m.EncapsulationKey().Bytes(), in: func() *ephemeral { return in }}
 }
 
 // X gives the X25519 public key.
@@ -73,12 +75,12 @@ func (e *Ephemeral) Keys(i, r key.Public, tagI, tagR uint32, y [32]byte, c []byt
 	if e.in == nil {
 		return out, in, errWiped
 	}
-	dh, err := x25519(e.in.x, y)
+	dh, err := x25519(e.in().x, y)
 	if err != nil {
 		return out, in, err
 	}
 	defer clear(dh)
-	ks, err := e.in.m.Decapsulate(c)
+	ks, err := e.in().m.Decapsulate(c)
 	if err != nil {
 		return out, in, fmt.Errorf("seal: session: ciphertext of %d bytes: %w", len(c), err)
 	}
@@ -93,9 +95,9 @@ func (e *Ephemeral) Wipe() { e.in = nil }
 // Response is the responder's half of a session's key exchange: what it sends, and the secrets that its keys are made from.
 type Response struct {
 	hidden
-	Y  [32]byte // X25519 public key
-	C  []byte   // ML-KEM-768 ciphertext, CiphertextSize bytes
-	in *response
+	Y  [32]byte         // X25519 public key
+	C  []byte           // ML-KEM-768 ciphertext, CiphertextSize bytes
+	in func() *response // nil once wiped
 }
 
 type response struct {
@@ -117,11 +119,8 @@ func Respond(x [32]byte, m []byte) (Response, error) {
 		return Response{}, fmt.Errorf("seal: session: encapsulation key of %d bytes: %w", len(m), err)
 	}
 	ks, c := ek.Encapsulate()
-	return Response{
-		Y:  [32]byte(y.PublicKey().Bytes()),
-		C:  c,
-		in: &response{dh: dh, ks: ks, x: x[:], m: append([]byte(nil), m...)},
-	}, nil
+	in := &response{dh: dh, ks: ks, x: x[:], m: bytes.Clone(m)}
+	return Response{Y: [32]byte(y.PublicKey().Bytes()), C: c, in: func() *response { return in }}, nil
 }
 
 // Keys gives the responder's keys, the initiator's the other way round; i is the initiator, rr the responder. The only error is that Wipe was called.
@@ -129,15 +128,16 @@ func (r *Response) Keys(i, rr key.Public, tagI, tagR uint32) (out, in Key, err e
 	if r.in == nil {
 		return out, in, errWiped
 	}
-	in, out = sessionKeys(i, rr, tagI, tagR, r.in.dh, r.in.x, r.Y[:], r.in.ks, r.in.m)
+	s := r.in()
+	in, out = sessionKeys(i, rr, tagI, tagR, s.dh, s.x, r.Y[:], s.ks, s.m)
 	return out, in, nil
 }
 
 // Wipe overwrites the secrets; Keys fails from then on. Y and C stay.
 func (r *Response) Wipe() {
 	if r.in != nil {
-		clear(r.in.dh)
-		clear(r.in.ks)
+		clear(r.in().dh)
+		clear(r.in().ks)
 		r.in = nil
 	}
 }
