@@ -11,7 +11,7 @@ const writtenFor = "go1.26.8"
 
 // An edit changes one place of one declaration of crypto/tls. The declaration begins with the line decl and ends with
 // the first line that is a closing brace alone; marker must stand in it exactly once. Every new line calls into
-// _rawkey.go, where the reasons are.
+// rawkey.go.in, where the reasons are.
 type edit struct {
 	file   string
 	decl   string // first line, unique in the file

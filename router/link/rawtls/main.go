@@ -3,7 +3,7 @@
 // that `go build -overlay` takes. Nothing of Go's own source is kept in this repository.
 //
 // It does not find or fetch the toolchain and does not set any flag: env.sh beside it does, for the Makefile.
-// What the changes do on the wire is in _rawkey.go; whether a program has them is asked with link.SelfTest.
+// What the changes do on the wire is in rawkey.go.in; whether a program has them is asked with link.SelfTest.
 //
 //	rawtls DIR    # writes DIR/overlay.json and what it names
 package main
@@ -23,7 +23,7 @@ import (
 
 // added is the file that the overlay adds to crypto/tls.
 //
-//go:embed _rawkey.go
+//go:embed rawkey.go.in
 var added []byte
 
 const addedName = "lokinetd_rawkey.go"

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"go/format"
 	"go/parser"
 	"go/token"
 	"io/fs"
@@ -94,6 +95,13 @@ func TestApply(t *testing.T) {
 	}
 }
 
+func TestAddedFileIsFormatted(t *testing.T) {
+	formatted, err := format.Source(added)
+	if err != nil || !bytes.Equal(formatted, added) {
+		t.Errorf("rawkey.go.in is not as gofmt writes it (%v)", err)
+	}
+}
+
 // An unknown toolchain is refused by name, with the file and the marker, and nothing is written.
 func TestUnknownToolchain(t *testing.T) {
 	goroot, version := toolchain(t)
@@ -146,7 +154,7 @@ func TestGenerate(t *testing.T) {
 		t.Fatal(err)
 	}
 	for original, copied := range overlay.Replace {
-		if !filepath.IsAbs(original) || !filepath.IsAbs(copied) || filepath.Base(original) != filepath.Base(copied) {
+		if filepath.Ext(original) != ".go" || !filepath.IsAbs(original) || !filepath.IsAbs(copied) || filepath.Base(original) != filepath.Base(copied) {
 			t.Errorf("%s is replaced by %s", original, copied)
 		}
 	}
