@@ -14,6 +14,11 @@ func TestNoAllocations(t *testing.T) {
 		"Seal":       func() { Seal(data, k, nonce) },
 		"Open":       func() { Open(data, k, nonce) }, // fails
 		"Seal, Open": func() { Seal(data, k, nonce); Open(data, k, nonce) },
+		"plain": func() {
+			plainStream(data, k, nonce)
+			plainSeal(data, k, nonce)
+			plainOpen(data, k, nonce)
+		},
 		"own key, nonce": func() { // which may live on the stack
 			k, n := Key{1}, Nonce{2}
 			Xor(&n, &hop.Xor)

@@ -1,6 +1,7 @@
 package seal
 
 import (
+	"fmt"
 	"testing"
 
 	"lokinetd/router/key"
@@ -37,6 +38,35 @@ func BenchmarkOpen(b *testing.B) {
 		copy(data, sealed)
 		if _, ok := Open(data, k, n); !ok {
 			b.Fatal("does not open")
+		}
+	}
+}
+
+// The plain forms, for comparison, and where the two ways of Stream cross.
+func BenchmarkPlain(b *testing.B) {
+	k, n, data := new(Key), new(Nonce), make([]byte, size+TagSize)
+	b.Run("Stream", func(b *testing.B) {
+		b.SetBytes(size)
+		for b.Loop() {
+			plainStream(data[:size], k, n)
+		}
+	})
+	b.Run("Seal", func(b *testing.B) {
+		b.SetBytes(size)
+		for b.Loop() {
+			plainSeal(data, k, n)
+		}
+	})
+	for _, n := range []int{128, 192, 256, 320, 448} {
+		for name, f := range map[string]func([]byte, *Key, *Nonce){"plain": plainStream, "vector": vectorStream} {
+			b.Run(fmt.Sprintf("Stream%d/%s", n, name), func(b *testing.B) {
+				if name == "vector" && !vector {
+					b.Skip("no vector form here")
+				}
+				for b.Loop() {
+					f(data[:n], k, new(Nonce))
+				}
+			})
 		}
 	}
 }

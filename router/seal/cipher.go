@@ -57,14 +57,39 @@ func Xor(n, x *Nonce) { subtle.XORBytes(n[:], n[:], x[:]) }
 
 // Stream encrypts or decrypts data in place with XChaCha20, block counter 0 (protocol 1 section 4.7). It authenticates nothing.
 func Stream(data []byte, k *Key, n *Nonce) {
-	// Errors are for other lengths only. Here and below the call is not in a function of ours, which would put the cipher on the heap.
-	c, _ := chacha20.NewUnauthenticatedCipher(k[:], n[:])
-	c.XORKeyStream(data, data)
+	if vector && len(data) >= vectorMin {
+		vectorStream(data, k, n)
+	} else {
+		plainStream(data, k, n)
+	}
 }
 
 // Seal encrypts data in place with XChaCha20-Poly1305 without additional data. The last TagSize bytes of data are room for the tag; less than that
 // panics. A nonce is never used twice under one key.
 func Seal(data []byte, k *Key, n *Nonce) {
+	if vector {
+		vectorSeal(data, k, n)
+	} else {
+		plainSeal(data, k, n)
+	}
+}
+
+// Open undoes Seal in place and returns data without its tag. False, for a wrong tag or less than TagSize bytes: data is then of no use.
+func Open(data []byte, k *Key, n *Nonce) ([]byte, bool) {
+	if vector {
+		return vectorOpen(data, k, n)
+	}
+	return plainOpen(data, k, n)
+}
+
+// In the plain forms NewUnauthenticatedCipher, which fails for other lengths only, is not in a function of ours: that would put the cipher on the heap.
+
+func plainStream(data []byte, k *Key, n *Nonce) {
+	c, _ := chacha20.NewUnauthenticatedCipher(k[:], n[:])
+	c.XORKeyStream(data, data)
+}
+
+func plainSeal(data []byte, k *Key, n *Nonce) {
 	body, room := data[:len(data)-TagSize], data[len(data)-TagSize:]
 	c, _ := chacha20.NewUnauthenticatedCipher(k[:], n[:])
 	tagKey := firstBlock(c)
@@ -73,8 +98,7 @@ func Seal(data []byte, k *Key, n *Nonce) {
 	copy(room, tag[:])
 }
 
-// Open undoes Seal in place and returns data without its tag. False, for a wrong tag or less than TagSize bytes: data is then of no use.
-func Open(data []byte, k *Key, n *Nonce) ([]byte, bool) {
+func plainOpen(data []byte, k *Key, n *Nonce) ([]byte, bool) {
 	if len(data) < TagSize {
 		return nil, false
 	}
