@@ -497,4 +497,3 @@ func put(t testing.TB, r *Relay, h *hop) {
 		r.wg.Done()
 	}
 }
-

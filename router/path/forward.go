@@ -165,7 +165,7 @@ func (t *Terminal) ID() ID { return t.rx }
 // Live says whether messages still reach the client, as far as this relay can know.
 func (t *Terminal) Live() bool { return (*hop)(t).state.Load() == hopLive }
 
-// Send sends a datagram of a session with this relay to the client: Data is body and tag, at most maxDatagram bytes, Nonce the message nonce. There is no pivot
+// Send sends a datagram of a session with this relay to the client: Data is body and tag, at most MaxDatagram bytes, Nonce the message nonce. There is no pivot
 // id downwards (section 3.4). It owns b, drops it when the path is not live, and never blocks.
 func (t *Terminal) Send(b *packet.Buffer) {
 	r := t.relay
@@ -174,7 +174,7 @@ func (t *Terminal) Send(b *packet.Buffer) {
 		b.Release()
 		return
 	}
-	if len(b.Data) > maxDatagram || b.Tail() < trailerSize {
+	if len(b.Data) > MaxDatagram || b.Tail() < trailerSize {
 		r.count.DroppedLong.Add(1)
 		b.Release()
 		return

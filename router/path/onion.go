@@ -36,8 +36,8 @@ const (
 	minMessage = 1 + tagSize + trailerSize
 	// minTerminal is what must be left of a message at a terminal relay: session tag and pivot id.
 	minTerminal = 4 + pivotSize
-	// maxDatagram is the largest payload that fits into a buffer with its trailer.
-	maxDatagram = packet.MaxData - trailerSize
+	// MaxDatagram is the longest datagram payload in bytes that a path carries.
+	MaxDatagram = packet.MaxData - trailerSize
 )
 
 // Type bytes (section 3.1).
