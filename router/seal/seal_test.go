@@ -506,19 +506,18 @@ func noLeak(t *testing.T, what string, out []byte, parts [][]byte) {
 	}
 }
 
-// leak looks for any four bytes in a row of a secret, in the usual notations.
+// leak looks for any eight bytes in a row of a secret, in the usual notations. (Fewer would be met by chance, in addresses and public keys.)
 func leak(out []byte, parts [][]byte) string {
 	text := strings.ToLower(string(out))
 	for _, p := range parts {
-		for i := range len(p) - 3 {
-			q := p[i:][:4]
+		for i := range len(p) - 7 {
+			q := p[i:][:8]
 			dec := strings.Trim(fmt.Sprint(q), "[]")
 			for _, s := range []string{
 				hex.EncodeToString(q), fmt.Sprintf("% x", q), dec, strings.ReplaceAll(dec, " ", ", "), strings.ReplaceAll(dec, " ", ","),
-				fmt.Sprintf("0x%x, 0x%x, 0x%x", q[0], q[1], q[2]),
+				strings.ReplaceAll(fmt.Sprintf("% #x", q), " ", ", "),
 			} {
-				// A short decimal row may stand in lengths or addresses by chance.
-				if len(s) > 7 && strings.Contains(text, s) {
+				if strings.Contains(text, s) {
 					return fmt.Sprintf("%q", s)
 				}
 			}
