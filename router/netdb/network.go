@@ -1,7 +1,6 @@
 package netdb
 
 import (
-	"bytes"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -318,11 +317,4 @@ func (x NameIndex) Reply(hash [32]byte) []byte {
 	var nonce seal.Nonce
 	rand.Read(nonce[:])
 	return EncodeResolvedSNS(seal.SealName(n.name, n.owner, &nonce), &nonce)
-}
-
-// Equal says whether two files describe the same, their operators and serials aside.
-func (f *NetworkFile) Equal(o *NetworkFile) bool {
-	return f.Name == o.Name && f.Network == o.Network && f.Private == o.Private && f.UniqueRange == o.UniqueRange &&
-		slices.Equal(f.Relays, o.Relays) && maps.Equal(f.Names, o.Names) &&
-		slices.EqualFunc(f.Contacts, o.Contacts, func(a, b *RelayContact) bool { return bytes.Equal(a.raw, b.raw) })
 }
