@@ -187,13 +187,17 @@ func handshake(dial, listen *tls.Config, alter func(level tls.QUICEncryptionLeve
 	to := tls.QUICServer(&tls.QUICConfig{TLSConfig: listen})
 	defer from.Close()
 	defer to.Close()
+	return converse(from, to, alter)
+}
+
+// converse starts both sides and hands what one writes to the other, in turns, until neither writes any more.
+func converse(from, to *tls.QUICConn, alter func(tls.QUICEncryptionLevel, []byte) []byte) error {
 	for _, c := range []*tls.QUICConn{from, to} {
 		c.SetTransportParameters([]byte{})
 		if err := c.Start(context.Background()); err != nil {
 			return err
 		}
 	}
-	// What one side writes is handed to the other, in turns, until neither writes any more.
 	done := 0
 	for quiet := 0; quiet < 2; from, to = to, from {
 		quiet++

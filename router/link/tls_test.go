@@ -145,6 +145,34 @@ func TestHelloRetryRequest(t *testing.T) {
 	}
 }
 
+// The reference's tickets announce 32768 bytes of early data, which RFC 9001 section 4.6.1 forbids (protocol 2 section
+// 2.3). They do no harm as long as there is no cache to put them in.
+func TestTicketsAreIgnored(t *testing.T) {
+	ticket := joinMessage(4, slices.Concat(
+		[]byte{0, 0, 0x0e, 0x10, 1, 2, 3, 4}, // lifetime, age
+		[]byte{1, 0},                         // nonce
+		[]byte{0, 2, 0xaa, 0xbb},             // the ticket
+		joinExtensions([]extension{{42, []byte{0, 0, 0x80, 0}}}),
+	))
+	relay := key.Generate()
+	for _, cached := range []bool{false, true} {
+		config := dialTLS(Client, nil, relay.Public())
+		if cached {
+			config.ClientSessionCache = tls.NewLRUClientSessionCache(1)
+		}
+		dialler := tls.QUICClient(&tls.QUICConfig{TLSConfig: config, EnableSessionEvents: true})
+		listener := tls.QUICServer(&tls.QUICConfig{TLSConfig: listenTLS(relay, nil)})
+		defer dialler.Close()
+		defer listener.Close()
+		if err := converse(dialler, listener, nil); err != nil {
+			t.Fatal(err)
+		}
+		if err := dialler.HandleData(tls.QUICEncryptionLevelApplication, ticket); (err != nil) != cached {
+			t.Errorf("with a cache %v: %v", cached, err)
+		}
+	}
+}
+
 // The extensions as protocol 2 section 2.1 gives them, byte by byte.
 func TestClientHello(t *testing.T) {
 	for kind, want := range []map[uint16]string{

@@ -9,8 +9,6 @@ set -eu
 cd "$(dirname "$0")/../../.."
 top=$PWD
 pinned=$(sed -n 's/^toolchain //p' go.mod)
-had=$(command -v go) || had=
-PATH=$PATH:/usr/local/go/bin # where Go's own archive is unpacked: not every shell has it in PATH
 
 fail() {
 	printf '%s\n' "lokinetd: $*" >&2
@@ -24,15 +22,21 @@ case $top in
 *[[:space:]\'\"]*) fail "GOFLAGS cannot carry the path '$top': move the sources to one without spaces and quotes" ;;
 esac
 
-# 1. A Go that can read go.mod.
-command -v go >/dev/null || fail "there is no go command. $install"
-found=$(GOTOOLCHAIN=local GOFLAGS= go version | grep -o 'go1\.[0-9]*' | head -n 1) || true
-minor=${found#go1.}
-[ "${minor:-0}" -ge 21 ] || fail "the go command is ${found:-of an unknown version}. $install"
+# 1. A Go that can read go.mod: $GO, else the one in PATH, else where Go's own archive is unpacked.
+had=$(command -v go) || had=
+found=
+for go in ${GO:-$had /usr/local/go/bin/go}; do
+	version=$(GOTOOLCHAIN=local GOFLAGS= "$go" version 2>/dev/null | grep -o 'go1\.[0-9]*' | head -n 1)
+	found=${found:-$version}
+	[ "${version#go1.}" -ge 21 ] 2>/dev/null && break
+	go=
+done
+[ -n "$found" ] || fail "there is no go command. $install"
+[ -n "$go" ] || fail "the go command is $found. $install"
 
 # 2. The pinned toolchain, whatever is installed. GOFLAGS is asked for too: it may come from go's own configuration.
-asked=$(GOTOOLCHAIN=$pinned GOFLAGS= go env GOROOT GOVERSION GOMODCACHE GOFLAGS) ||
-	fail "$found is installed and could not fetch $pinned. Let it download, or install $pinned: https://go.dev/dl/"
+asked=$(GOTOOLCHAIN=$pinned GOFLAGS= "$go" env GOROOT GOVERSION GOMODCACHE GOFLAGS) ||
+	fail "$version is installed and could not fetch $pinned. Let it download, or install $pinned: https://go.dev/dl/"
 {
 	read -r root
 	read -r version
