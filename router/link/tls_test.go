@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"math/big"
 	"net"
+	"os"
 	"slices"
 	"testing"
 	"time"
@@ -43,6 +44,15 @@ const (
 	handshakeLevel      = tls.QUICEncryptionLevelHandshake
 	transportErrorCrypt = 0x100
 )
+
+// Without raw keys every test here would fail in a way of its own.
+func TestMain(m *testing.M) {
+	if err := SelfTest(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(m.Run())
+}
 
 func TestSelfTest(t *testing.T) {
 	if err := SelfTest(); err != nil {
