@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/quic-go/quic-go"
@@ -72,6 +73,8 @@ type QUIC struct {
 	log    *slog.Logger
 	tr     *quic.Transport
 
+	ignoreTokens bool // for tests: relays that send no NEW_TOKEN
+
 	running atomic.Bool
 	started chan struct{} // closed when Dial may go on; handler and ctx are set then
 	stopped chan struct{} // closed when Run has returned
@@ -81,6 +84,7 @@ type QUIC struct {
 
 	memory  budget
 	refused atomic.Uint64
+	unsent  atomic.Uint64
 	waiting atomic.Int64 // incoming requests without an answer yet
 
 	mu       sync.Mutex
@@ -128,6 +132,9 @@ func NewQUIC(pc net.PacketConn, config Config) (*QUIC, error) {
 		q.log = slog.New(slog.DiscardHandler)
 	}
 	q.memory.max = q.limits.Memory
+	if u, ok := pc.(*net.UDPConn); ok {
+		pc = steadyConn{u, &q.unsent}
+	}
 	q.tr = &quic.Transport{
 		Conn:                pc,
 		ConnectionIDLength:  20,
@@ -136,6 +143,34 @@ func NewQUIC(pc net.PacketConn, config Config) (*QUIC, error) {
 		VerifySourceAddress: q.underLoad,
 	}
 	return q, nil
+}
+
+// steadyConn hides that a packet could not be sent: quic-go gives up a connection at once then, but the network may be back
+// a second later, and a packet that was not sent is no worse than one that was lost.
+type steadyConn struct {
+	*net.UDPConn
+	unsent *atomic.Uint64
+}
+
+func (c steadyConn) WriteMsgUDP(b, oob []byte, to *net.UDPAddr) (n, oobn int, err error) {
+	n, oobn, err = c.UDPConn.WriteMsgUDP(b, oob, to)
+	if err != nil && passing(err) {
+		c.unsent.Add(1)
+		return len(b), len(oob), nil
+	}
+	return n, oobn, err
+}
+
+// passing says whether an error of sending is of the network's or the firewall's state, and not of the packet (too large) or of the socket.
+func passing(err error) bool {
+	for _, e := range []syscall.Errno{
+		syscall.ENETUNREACH, syscall.EHOSTUNREACH, syscall.ENETDOWN, syscall.EHOSTDOWN, syscall.EADDRNOTAVAIL, syscall.EPERM, syscall.ENOBUFS, syscall.EAGAIN,
+	} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }
 
 // statelessResetKey is the same after a restart, so that peers notice it at once. Its only use is here, so it needs no
@@ -300,15 +335,14 @@ func (q *QUIC) dial(ctx context.Context, cancel func(), to netip.AddrPort, remot
 	accepted := make(chan struct{})
 	accept := sync.OnceFunc(func() { close(accepted) })
 	conf := quicConfig(idleTimeout(kind))
-	conf.TokenStore = tokenSign(accept)
+	if !q.ignoreTokens {
+		conf.TokenStore = tokenSign(accept)
+	}
 	qc, err := q.tr.Dial(ctx, net.UDPAddrFromAddrPort(to), dialTLS(kind, q.config.Secret, remote), conf)
 	if err != nil {
 		q.active.Done()
 		q.failed(err)
-		if ctx.Err() != nil {
-			return nil, timeoutOf(ctx)
-		}
-		return nil, reasonOf(err)
+		return nil, q.dialError(ctx, reasonOf(err))
 	}
 	stream, err := openStream(qc)
 	if err != nil {
@@ -336,9 +370,20 @@ func (q *QUIC) dial(ctx context.Context, cancel func(), to netip.AddrPort, remot
 			return nil, c.ending()
 		case <-ctx.Done():
 			c.Close(CodeNormal)
-			return nil, timeoutOf(ctx)
+			return nil, q.dialError(ctx, nil)
 		}
 	}
+}
+
+// dialError prefers the end of Run and of ctx to err.
+func (q *QUIC) dialError(ctx context.Context, err error) error {
+	switch {
+	case q.ctx.Err() != nil:
+		return ErrClosed
+	case ctx.Err() != nil:
+		return timeoutOf(ctx)
+	}
+	return err
 }
 
 // openStream opens stream 0.
@@ -473,6 +518,7 @@ type EndpointStats struct {
 	Memory              int64 // bytes counted against Limits.Memory
 
 	Refused uint64 // connections over the limits
+	Unsent  uint64 // UDP packets that the system refused to send
 }
 
 // Stats may be called at any time.
@@ -481,6 +527,6 @@ func (q *QUIC) Stats() EndpointStats {
 	defer q.mu.Unlock()
 	return EndpointStats{
 		Inbound: q.inbound, Handshakes: q.shaking, Waiting: int(q.waiting.Load()), Memory: q.memory.used.Load(),
-		Refused: q.refused.Load(),
+		Refused: q.refused.Load(), Unsent: q.unsent.Load(),
 	}
 }
