@@ -108,6 +108,9 @@ func addrPort(a net.Addr) netip.AddrPort {
 	return netip.AddrPortFrom(p.Addr().Unmap(), p.Port())
 }
 
+// Nudge sends something, so that the peer sees our address of now and says so if it no longer knows the connection.
+func (c *conn) Nudge() { c.out.nudge() }
+
 // shut decides that the connection ends: closed with code, for the given reason. The first call counts.
 func (c *conn) shut(code uint64, reason error) {
 	c.mu.Lock()
@@ -564,7 +567,7 @@ func (c *conn) Request(ctx context.Context, name string, body []byte) ([]byte, e
 // ---- figures ----
 
 func (c *conn) Stats() ConnStats {
-	c.askM()
+	c.askM() // else it is known only as far as datagrams needed it
 	w := c.qc.ConnectionStats()
 	return ConnStats{
 		DatagramsIn: c.datagramsIn.datagrams.Load(), DatagramsOut: c.datagramsOut.datagrams.Load(),
@@ -578,6 +581,6 @@ func (c *conn) Stats() ConnStats {
 
 		WirePacketsIn: w.PacketsReceived, WirePacketsOut: w.PacketsSent, WirePacketsLost: w.PacketsLost,
 		WireBytesIn: w.BytesReceived, WireBytesOut: w.BytesSent,
-		M: uint64(c.m.Load()), RTT: w.SmoothedRTT,
+		Waiting: c.datagrams.len(), M: uint64(c.m.Load()), RTT: w.SmoothedRTT,
 	}
 }

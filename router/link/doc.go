@@ -116,8 +116,11 @@ type ConnStats struct {
 	WirePacketsIn, WirePacketsOut, WirePacketsLost uint64 // QUIC packets, all kinds
 	WireBytesIn, WireBytesOut                      uint64
 
-	M   uint64        // largest UDP payload known to pass, bytes; 0 before it was needed
-	RTT time.Duration // smoothed; 0 when unknown
+	// Not counted up, but of now:
+
+	Waiting uint64        // datagrams in the queue
+	M       uint64        // largest UDP payload known to pass, bytes: 1200 to 1452
+	RTT     time.Duration // smoothed; 0 when unknown
 }
 
 // Handler gets what arrives. No call may block: each holds up its connection. For one connection Opened comes first, then any number

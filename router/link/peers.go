@@ -218,18 +218,18 @@ func (p *Peers) reach(id key.Public, wait func(*relay) error) (Conn, error) {
 			r = p.relay(id)
 		}
 		r.dialling = true
-		if r.settled == nil {
-			r.settled = make(chan struct{})
-		}
 		if p.ctx != nil {
 			p.dials++
 			p.dialled.Go(func() { p.dial(r, addr) })
 		}
 	}
-	if wait != nil {
-		return nil, wait(r)
+	if wait == nil {
+		return nil, nil
 	}
-	return nil, nil
+	if r.settled == nil {
+		r.settled = make(chan struct{})
+	}
+	return nil, wait(r)
 }
 
 // relay returns the entry of a relay, made if need be. Callers hold mu.
@@ -491,12 +491,19 @@ func (p *Peers) Tick(now time.Time) {
 	}
 }
 
-// Wake ends all back-off: the network has changed, or the machine has slept.
+// Wake ends all back-off, and makes the connections that we dialled show at once whether they still live: the network has changed, or the machine has slept.
 func (p *Peers) Wake() {
+	var nudge []interface{ Nudge() }
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	for _, r := range p.relays {
 		r.failures, r.retry = 0, time.Time{}
+		if c, ok := r.out.(interface{ Nudge() }); ok {
+			nudge = append(nudge, c)
+		}
+	}
+	p.mu.Unlock()
+	for _, c := range nudge {
+		c.Nudge()
 	}
 }
 

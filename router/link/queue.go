@@ -85,6 +85,12 @@ func (q *datagramQueue) pop(dst []*packet.Buffer) int {
 	return n
 }
 
+func (q *datagramQueue) len() uint64 {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return uint64(q.n)
+}
+
 // close drops what is queued and whatever will be pushed.
 func (q *datagramQueue) close() {
 	q.mu.Lock()

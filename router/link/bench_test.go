@@ -1,0 +1,266 @@
+package link
+
+import (
+	"context"
+	"net"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/quic-go/quic-go"
+
+	"lokinetd/router/key"
+	"lokinetd/router/packet"
+)
+
+// What a link costs beside quic-go alone, over loopback, in the same run: datagrams go from one bare quic-go client through a relay to another,
+// and the relay is either a link endpoint or a loop over quic-go's ReceiveDatagram and SendDatagram. Both get the same bytes.
+
+const benchSize = 1202 // bytes of a frame, with its datagram id
+
+// forwarding is a relay between two bare clients.
+type forwarding struct {
+	from, to *quic.Conn
+	stop     func()
+}
+
+// warm lets path MTU discovery come to its end, and fills pools.
+func (f *forwarding) warm(tb testing.TB) { f.pass(tb, 3000, 1100) }
+
+func loopback(tb testing.TB) net.PacketConn {
+	pc, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return pc
+}
+
+// bareClient dials a relay with plain quic-go and shows itself on stream 0.
+func bareClient(tb testing.TB, to net.Addr, remote key.Public) (*quic.Conn, func()) {
+	pc := loopback(tb)
+	tr := &quic.Transport{Conn: pc, ConnectionIDLength: 20}
+	qc, err := tr.Dial(context.Background(), to, dialTLS(Client, nil, remote), dialConfig(idleClient))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	s, err := qc.OpenStream()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	s.Write([]byte(nudge))
+	return qc, func() {
+		qc.CloseWithError(0, "")
+		tr.Close()
+		pc.Close()
+	}
+}
+
+// throughLink relays with a link endpoint: from the first connection to the second.
+func throughLink(tb testing.TB) *forwarding {
+	var to atomic.Pointer[Conn]
+	n := &node{datagram: func(_ Conn, b *packet.Buffer) { (*to.Load()).Send(b) }}
+	run(tb, loopback(tb), n, Config{Accept: true})
+	f := &forwarding{}
+	var stopFrom, stopTo func()
+	f.from, stopFrom = bareClient(tb, n.quic.pc.LocalAddr(), n.secret.Public())
+	for len(n.conns()) < 1 {
+		time.Sleep(time.Millisecond)
+	}
+	f.to, stopTo = bareClient(tb, n.quic.pc.LocalAddr(), n.secret.Public())
+	for len(n.conns()) < 2 {
+		time.Sleep(time.Millisecond)
+	}
+	to.Store(&n.conns()[1])
+	f.stop = func() {
+		stopFrom()
+		stopTo()
+		n.stop()
+	}
+	return f
+}
+
+// throughBare relays with quic-go alone.
+func throughBare(tb testing.TB) *forwarding {
+	secret, pc := key.Generate(), loopback(tb)
+	tr := &quic.Transport{Conn: pc, ConnectionIDLength: 20}
+	l, err := tr.Listen(listenTLS(secret, nil), listenConfig())
+	if err != nil {
+		tb.Fatal(err)
+	}
+	f := &forwarding{}
+	var stopFrom, stopTo func()
+	f.from, stopFrom = bareClient(tb, pc.LocalAddr(), secret.Public())
+	in, err := l.Accept(context.Background())
+	if err != nil {
+		tb.Fatal(err)
+	}
+	f.to, stopTo = bareClient(tb, pc.LocalAddr(), secret.Public())
+	out, err := l.Accept(context.Background())
+	if err != nil {
+		tb.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for {
+			p, err := in.ReceiveDatagram(context.Background())
+			if err != nil {
+				return
+			}
+			out.SendDatagram(p)
+		}
+	}()
+	f.stop = func() {
+		stopFrom()
+		stopTo()
+		tr.Close()
+		pc.Close()
+		<-ended
+	}
+	return f
+}
+
+// pass sends count datagrams with at most 64 under way and returns how many arrived; quic-go's own queues lose nothing then.
+func (f *forwarding) pass(tb testing.TB, count, size int) (arrived int) {
+	room := make(chan struct{}, 64)
+	done := make(chan int)
+	go func() {
+		n := 0
+		defer func() { done <- n }()
+		for n < count {
+			ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+			p, err := f.to.ReceiveDatagram(ctx)
+			cancel()
+			if err != nil {
+				return
+			}
+			if len(p) != size {
+				tb.Errorf("%d bytes arrived", len(p))
+			}
+			n++
+			select {
+			case <-room:
+			default:
+			}
+		}
+	}()
+	p := make([]byte, size)
+	for range count {
+		select {
+		case room <- struct{}{}:
+		case n := <-done:
+			return n
+		}
+		if err := f.from.SendDatagram(p); err != nil {
+			tb.Fatal(err)
+		}
+	}
+	return <-done
+}
+
+// cpuTime is what the process has used of all processors: on a shared machine it says more than the clock.
+func cpuTime() time.Duration {
+	var u syscall.Rusage
+	if syscall.Getrusage(syscall.RUSAGE_SELF, &u) != nil {
+		return 0
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+func BenchmarkForward(b *testing.B) {
+	for _, c := range []struct {
+		name string
+		make func(testing.TB) *forwarding
+	}{{"bare", throughBare}, {"link", throughLink}} {
+		b.Run(c.name, func(b *testing.B) {
+			f := c.make(b)
+			defer f.stop()
+			f.warm(b)
+			b.ReportAllocs()
+			b.ResetTimer()
+			cpu := cpuTime()
+			if n := f.pass(b, b.N, benchSize); n < b.N {
+				b.Logf("%d of %d arrived", n, b.N)
+			}
+			b.ReportMetric(float64((cpuTime()-cpu).Nanoseconds())/float64(b.N), "cpu-ns/op")
+		})
+	}
+}
+
+// BenchmarkSendBare is BenchmarkSend/1200 with quic-go alone.
+func BenchmarkSendBare(b *testing.B) {
+	f := throughBare(b)
+	defer f.stop()
+	f.warm(b)
+	p := make([]byte, benchSize)
+	for b.Loop() {
+		f.from.SendDatagram(p)
+	}
+}
+
+// BenchmarkSend is one way, from a link to a link, at full speed; what the receiver does not keep up with is lost in quic-go's queue. delivered/sent says how much arrives.
+func BenchmarkSend(b *testing.B) {
+	for _, size := range []int{100, 1200, 2000} {
+		b.Run(sizeName(size), func(b *testing.B) {
+			var arrived atomic.Int64
+			to := run(b, loopback(b), &node{datagram: func(_ Conn, p *packet.Buffer) { arrived.Add(1); p.Release() }}, Config{Accept: true})
+			from := run(b, loopback(b), &node{}, Config{})
+			defer to.stop()
+			defer from.stop()
+			c := from.dial(to, Client).(*conn)
+			p := make([]byte, size)
+			b.ReportAllocs()
+			b.SetBytes(int64(size))
+			for b.Loop() {
+				if c.datagrams.len() > 800 {
+					for c.datagrams.len() > 100 {
+						time.Sleep(100 * time.Microsecond)
+					}
+				}
+				c.Send(bufferOf(p))
+			}
+			for c.datagrams.len() > 0 {
+				time.Sleep(time.Millisecond)
+			}
+			time.Sleep(10 * time.Millisecond)
+			b.ReportMetric(float64(arrived.Load())/float64(b.N), "delivered/sent")
+		})
+	}
+}
+
+func sizeName(n int) string {
+	switch n {
+	case 100:
+		return "100"
+	case 1200:
+		return "1200"
+	}
+	return "2000split"
+}
+
+// BenchmarkRequest is one request and its reply at a time.
+func BenchmarkRequest(b *testing.B) {
+	to := run(b, loopback(b), &node{request: func(_ Conn, r *Request) { r.Reply(r.Body) }}, Config{Accept: true})
+	from := run(b, loopback(b), &node{}, Config{})
+	defer to.stop()
+	defer from.stop()
+	c := from.dial(to, Client)
+	body := make([]byte, 1352)
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := c.Request(context.Background(), "path_build", body); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkDial(b *testing.B) {
+	to := run(b, loopback(b), &node{}, Config{Accept: true, Limits: Limits{PerIP: 1 << 20, Connections: 1 << 20}})
+	from := run(b, loopback(b), &node{}, Config{})
+	defer to.stop()
+	defer from.stop()
+	for b.Loop() {
+		from.dial(to, Client).Close(CodeNormal)
+	}
+}
