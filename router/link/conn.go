@@ -171,6 +171,7 @@ func (c *conn) run(stream *quic.Stream) {
 		s, err := c.qc.AcceptStream(c.ctx)
 		if err != nil {
 			c.shut(CodeNormal, reasonOf(err))
+			c.q.failed(err)
 			break
 		}
 		if stream == nil {

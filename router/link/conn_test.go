@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"slices"
@@ -805,21 +806,31 @@ func TestDialAndRun(t *testing.T) {
 	})
 }
 
-// The socket fails: Run ends and says so.
+// The socket fails: Run ends and says so, with a listener or with a connection. An endpoint that does nothing ends too.
 func TestSocketFails(t *testing.T) {
 	inSim(t, func(t *testing.T, n *simNet) {
-		pc := n.socket(addrOf(1))
-		q, err := NewQUIC(pc, Config{Secret: key.Generate(), Accept: true})
-		if err != nil {
-			t.Fatal(err)
+		b := n.relayAt(9)
+		for i, c := range []Config{{Secret: key.Generate(), Accept: true}, {}} {
+			pc := n.socket(addrOf(i + 1))
+			q, err := NewQUIC(pc, c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ended := make(chan error)
+			go func() { ended <- q.Run(ctxb, &node{}) }()
+			if !c.Accept {
+				if _, err := q.Dial(ctxb, b.addr, b.secret.Public(), Client); err != nil {
+					t.Fatal(err)
+				}
+			}
+			time.Sleep(time.Second)
+			pc.Close()
+			if err := <-ended; !errors.Is(err, errSocket) {
+				t.Errorf("Run: %v", err)
+			}
 		}
-		ended := make(chan error)
-		go func() { ended <- q.Run(ctxb, &node{}) }()
-		time.Sleep(time.Second)
-		pc.Close()
-		if err := <-ended; !errors.Is(err, errSocket) {
-			t.Errorf("Run: %v", err)
-		}
+		b.stop()
+		run(t, n.socket(addrOf(3)), &node{}, Config{}).stop()
 	})
 }
 
@@ -961,6 +972,35 @@ func TestOtherStreams(t *testing.T) {
 		time.Sleep(time.Second)
 		if s := b.conns()[0].Stats(); s.DropInvalid != 3 || s.DatagramsIn != 1 {
 			t.Errorf("%+v", s)
+		}
+	})
+}
+
+// What the acceptor asks before the dialler has opened stream 0 waits for it (protocol 2 section 5.1).
+func TestAcceptorWaitsForStream(t *testing.T) {
+	inSim(t, func(t *testing.T, n *simNet) {
+		b := n.relayAt(1)
+		defer b.stop()
+		qc, stop := n.bare(2, b, Client)
+		defer stop()
+		c := b.accepted()
+		c.Command("session_control", []byte("x"))
+		result := make(chan string, 1)
+		go func() {
+			got, err := c.Request(ctxb, "ask", nil)
+			result <- fmt.Sprintf("%s, %v", got, err)
+		}()
+		time.Sleep(2 * time.Second)
+		s, _ := qc.OpenStream()
+		s.Write([]byte(nudge))
+		want := framed("l1:Ci0e15:session_control1:xe") + framed("l1:Ci1e3:ask0:e")
+		got := make([]byte, len(want))
+		if _, err := io.ReadFull(s, got); err != nil || string(got) != want {
+			t.Errorf("%q, %v", got, err)
+		}
+		s.Write([]byte(framed("l1:Ri1e6:answere")))
+		if got := <-result; got != "answer, <nil>" {
+			t.Error(got)
 		}
 	})
 }

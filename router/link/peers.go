@@ -73,8 +73,8 @@ type relay struct {
 	waiting   int           // requests that wait for settled
 	queue     []command
 	queued    int  // bytes
-	last      Conn // the last of out, to know again whom the wire has announced
-	stillborn Conn // dialled, not announced, and closed before Dial returned it
+	last      Conn // while dialling: out, even when closed since; it needs no more announcing
+	stillborn Conn // while dialling: not announced by the wire, and closed before Dial returned it
 
 	failures int // dials in vain since the last good connection
 	err      error
@@ -250,7 +250,7 @@ func (p *Peers) dial(r *relay, addr netip.AddrPort) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.dials--
-	r.dialling = false
+	r.dialling, r.last = false, nil
 	if err != nil && p.ctx.Err() == nil {
 		r.failed(err)
 	}
@@ -314,11 +314,6 @@ func (p *Peers) tracked(c Conn) bool {
 func (p *Peers) enter(c Conn) bool {
 	p.mu.Lock()
 	r := p.relay(c.Remote())
-	if r.stillborn == c {
-		r.stillborn = nil
-		p.mu.Unlock()
-		return false
-	}
 	for len(r.queue) > 0 { // before others can use c, so that order is kept
 		queue := r.queue
 		r.queue, r.queued = nil, 0
@@ -327,6 +322,11 @@ func (p *Peers) enter(c Conn) bool {
 			c.Command(q.name, q.body)
 		}
 		p.mu.Lock()
+	}
+	if r.stillborn == c {
+		r.stillborn = nil
+		p.mu.Unlock()
+		return false
 	}
 	p.open[c] = struct{}{}
 	var old Conn
@@ -355,7 +355,9 @@ func (p *Peers) leave(c Conn, err error) bool {
 	r := p.relay(c.Remote())
 	defer p.tidy(r)
 	if _, ok := p.open[c]; !ok {
-		r.stillborn = c
+		if r.dialling {
+			r.stillborn = c
+		}
 		return false
 	}
 	delete(p.open, c)

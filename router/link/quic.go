@@ -164,7 +164,7 @@ func (c steadyConn) WriteMsgUDP(b, oob []byte, to *net.UDPAddr) (n, oobn int, er
 // passing says whether an error of sending is of the network's or the firewall's state, and not of the packet (too large) or of the socket.
 func passing(err error) bool {
 	for _, e := range []syscall.Errno{
-		syscall.ENETUNREACH, syscall.EHOSTUNREACH, syscall.ENETDOWN, syscall.EHOSTDOWN, syscall.EADDRNOTAVAIL, syscall.EPERM, syscall.ENOBUFS, syscall.EAGAIN,
+		syscall.ENETUNREACH, syscall.EHOSTUNREACH, syscall.ENETDOWN, syscall.EHOSTDOWN, syscall.EADDRNOTAVAIL, syscall.EPERM, syscall.ENOBUFS,
 	} {
 		if errors.Is(err, e) {
 			return true
