@@ -34,8 +34,8 @@ func TestDatagramAllocs(t *testing.T) {
 	}
 }
 
-// A relay that forwards through a link allocates no more per datagram than one that forwards with bare quic-go, in the same run. The number depends a little on how
-// acknowledgements fall, hence the tolerance and the best of a few runs.
+// A relay that forwards through a link allocates no more per datagram than one that forwards with bare quic-go, in the same run. Nothing in this package allocates on
+// that way, but the collector empties the buffer pool now and then and the number of acknowledgements varies, hence the tolerance and the best of a few runs.
 func TestForwardAllocs(t *testing.T) {
 	if testing.Short() {
 		t.Skip("needs sockets")
@@ -62,7 +62,7 @@ func TestForwardAllocs(t *testing.T) {
 	}
 	bare, ours := measure(throughBare), measure(throughLink)
 	t.Logf("allocations per datagram, of sender, relay and receiver together: bare quic-go %.2f, link %.2f", bare, ours)
-	if ours > bare*1.03 {
+	if ours > bare+0.4 {
 		t.Errorf("%.2f allocations per datagram, bare quic-go %.2f", ours, bare)
 	}
 }

@@ -128,13 +128,15 @@ func (f *forwarding) pass(tb testing.TB, count, size int) (arrived int) {
 	go func() {
 		n := 0
 		defer func() { done <- n }()
+		ctx, cancel := context.WithCancel(context.Background())
+		defer cancel()
+		patience := time.AfterFunc(2*time.Second, cancel)
 		for n < count {
-			ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 			p, err := f.to.ReceiveDatagram(ctx)
-			cancel()
 			if err != nil {
 				return
 			}
+			patience.Reset(2 * time.Second)
 			if len(p) != size {
 				tb.Errorf("%d bytes arrived", len(p))
 			}
