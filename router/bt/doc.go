@@ -11,7 +11,8 @@ package bt
 
 import "errors"
 
-// MaxDepth is how many lists and dicts may be open at once; the outermost counts. The deepest message of the protocol, a client contact with an exit policy, has four.
+// MaxDepth is how many lists and dicts may be open at once; the outermost counts. The deepest message of the protocol, a client contact with
+// an exit policy, has four.
 const MaxDepth = 32
 
 // Reasons of errors, wrapped with the place where they were met.

@@ -5,9 +5,9 @@ import (
 	"fmt"
 )
 
-// Dict is a cursor over an encoded dict. Keys are asked in ascending order, each at most once (anything else panics: a bug of the
-// caller, whatever the input); keys that nobody asks for are checked and skipped. After the first error every method returns zero values, and [Dict.Err] and
-// [Dict.Finish] return that error. All slices are borrowed from the bytes given to [ReadDict].
+// Dict is a cursor over an encoded dict. Keys are asked in ascending order, each at most once (anything else panics: a bug of the caller,
+// whatever the input); keys that nobody asks for are checked and skipped. After the first error every method returns zero values, and
+// [Dict.Err] and [Dict.Finish] return that error. All slices are borrowed from the bytes given to [ReadDict].
 //
 // A Dict says nothing about what it has not passed yet: use nothing of it before Finish or FinishPrefix returned without an error.
 type Dict struct {

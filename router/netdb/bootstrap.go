@@ -10,11 +10,12 @@ import (
 	"lokinetd/router/bt"
 )
 
-// MaxBootstrap is the size, in bytes, of the largest list of relay contacts that is read from a bootstrap file or, decompressed, from a bootstrap reply (protocol 1 section 9.8).
+// MaxBootstrap is the size, in bytes, of the largest list of relay contacts that is read from a bootstrap file or, decompressed, from a
+// bootstrap reply (protocol 1 section 9.8).
 const MaxBootstrap = 20_000_000
 
-// ParseBootstrap reads a bootstrap file: one relay contact or a list of them (protocol 1 section 6.6). Expired ones are accepted, whatever r says; all else
-// of r must be met by each. An empty file is an error, an empty list is not.
+// ParseBootstrap reads a bootstrap file: one relay contact or a list of them (protocol 1 section 6.6). Expired ones are accepted, whatever r
+// says; all else of r must be met by each. An empty file is an error, an empty list is not.
 func ParseBootstrap(data []byte, now time.Time, r Rules) ([]*RelayContact, error) {
 	r.Expired = true
 	if len(data) > MaxBootstrap {
@@ -58,8 +59,8 @@ func parseRelays(list bt.List, now time.Time, r Rules) (contacts []*RelayContact
 	return contacts, list.Finish()
 }
 
-// EncodeBootstrapReply gives the reply to a bfetch_rcs: a zstd frame of the list of the contacts (protocol 2 section 7.2). Those that would make it larger
-// than a message can be are left out. Errors: no contacts, answered BootstrapNoRCs.
+// EncodeBootstrapReply gives the reply to a bfetch_rcs: a zstd frame of the list of the contacts (protocol 2 section 7.2). Those that would
+// make it larger than a message can be are left out. Errors: no contacts, answered BootstrapNoRCs.
 func EncodeBootstrapReply(raws [][]byte) ([]byte, error) {
 	if len(raws) == 0 {
 		return nil, errors.New("netdb: no relay contacts")

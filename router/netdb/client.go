@@ -15,7 +15,8 @@ import (
 	"lokinetd/router/seal"
 )
 
-// MaxSealed is the size, in bytes, of the largest sealed client contact that is made, read or kept. An ordinary one has 300 to 1000; the reference has no bound.
+// MaxSealed is the size, in bytes, of the largest sealed client contact that is made, read or kept. An ordinary one has 300 to 1000; the
+// reference has no bound.
 const MaxSealed = 64 << 10
 
 // ContactLifetime is how long relays keep and serve a sealed contact after it was signed: as long as a path lives (protocol 1 sections 7.9 and 10).
@@ -63,8 +64,8 @@ func (c *ClientContact) Expiry() time.Time {
 // Expired says whether no intro is left.
 func (c *ClientContact) Expired(now time.Time) bool { return !now.Before(c.Expiry()) }
 
-// Seal gives the contact as it is published, signed at now (protocol 1 section 7.6). Key and SignedAt of c are not used: they are sec's and now. Intros need no order. Errors: no intro, an SRV record or an exit
-// policy that is not valid, or more than MaxSealed bytes.
+// Seal gives the contact as it is published, signed at now (protocol 1 section 7.6). Key and SignedAt of c are not used: they are sec's and
+// now. Intros need no order. Errors: no intro, an SRV record or an exit policy that is not valid, or more than MaxSealed bytes.
 func (c *ClientContact) Seal(sec *key.Secret, now time.Time) ([]byte, error) {
 	var nonce seal.Nonce
 	rand.Read(nonce[:])
@@ -125,8 +126,9 @@ func (c *ClientContact) append(dst []byte) []byte {
 	return b.End()
 }
 
-// OpenClientContact verifies, decrypts and reads the sealed contact of owner, at most MaxSealed bytes. Beside what the reference checks, the blinded key must be owner's and the contact inside must name owner: else
-// whoever knows a client's key could forge its contact (protocol 1 section 7.6). An expired contact is no error.
+// OpenClientContact verifies, decrypts and reads the sealed contact of owner, at most MaxSealed bytes. Beside what the reference checks, the
+// blinded key must be owner's and the contact inside must name owner: else whoever knows a client's key could forge its contact (protocol 1
+// section 7.6). An expired contact is no error.
 func OpenClientContact(raw []byte, owner key.Public) (*ClientContact, error) {
 	s, err := decodeSealed(raw)
 	if err != nil {

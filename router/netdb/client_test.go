@@ -111,6 +111,9 @@ func TestClientContactFull(t *testing.T) {
 	if got.Expiry() != want.Intros[0].Expiry || got.Expired(got.Expiry().Add(-1)) || !got.Expired(got.Expiry()) {
 		t.Error("expiry")
 	}
+	if in := got.Intros[0]; in.Expired(in.Expiry.Add(-1)) || !in.Expired(in.Expiry) {
+		t.Error("expiry of an intro")
+	}
 	if !(&ClientContact{}).Expired(time.Unix(0, 0)) {
 		t.Error("a contact without intros is not expired")
 	}
@@ -245,8 +248,8 @@ func TestSRV(t *testing.T) {
 	}
 }
 
-// Threat: a client's contact is made by that client, and whoever wants to reach it reads it. A hostile one must be an error or harmless, and what is understood must be
-// what we would write.
+// Threat: a client's contact is made by that client, and whoever wants to reach it reads it. A hostile one must be an error or harmless, and
+// what is understood must be what we would write.
 func FuzzClientContact(f *testing.F) {
 	f.Add(unhex(f, vectorCC))
 	f.Add(fullContact().append(nil))

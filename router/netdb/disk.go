@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -28,9 +29,10 @@ const (
 	maxDirty = 2 * MaxRelays
 )
 
-// OpenStore makes the store of a node and loads dir, the folder nodedb of the data directory (protocol 1 section 9.1); "" keeps all in memory. dir is
-// made when it is missing. Files <52 base32z>.signed that are too large, not valid by r, expired or not the contact of the relay that they are named after are removed and logged, as are remains of
-// writes that were cut short; other files are left alone. A client believes in the ids that it finds here. Errors: dir cannot be made or read.
+// OpenStore makes the store of a node and loads dir, the folder nodedb of the data directory (protocol 1 section 9.1); "" keeps all in
+// memory. dir is made when it is missing. Files <52 base32z>.signed that are too large, not valid by r, expired or not the contact of the
+// relay that they are named after are removed and logged, as are remains of writes that were cut short; other files are left alone. A client
+// believes in the ids that it finds here. Errors: dir cannot be made or read.
 func OpenStore(dir string, self key.Public, relay bool, r Rules, log *slog.Logger) (*Store, error) {
 	s := newStore(self, relay, r, log)
 	if dir == "" {
@@ -45,6 +47,7 @@ func OpenStore(dir string, self key.Public, relay bool, r Rules, log *slog.Logge
 	}
 	now := time.Now()
 	removed, unused := 0, 0
+	var failed error // the last of them
 	for _, f := range files {
 		if !f.Type().IsRegular() {
 			continue
@@ -55,8 +58,13 @@ func OpenStore(dir string, self key.Public, relay bool, r Rules, log *slog.Logge
 			continue
 		}
 		if !unfinished {
-			var c *RelayContact
-			if c, err = loadContact(path, id, now, s.rules); err == nil {
+			raw, err := readContact(path)
+			if err != nil {
+				failed = err // not the file's fault: it stays
+				continue
+			}
+			c, err := parseStored(raw, f.Name(), now, s.rules)
+			if err == nil {
 				if stored, _ := s.Put(c); !stored {
 					unused++ // signed too far ahead: perhaps our clock is not set yet
 				} else if !relay {
@@ -68,8 +76,11 @@ func OpenStore(dir string, self key.Public, relay bool, r Rules, log *slog.Logge
 		}
 		removed++
 		if err := os.Remove(path); err != nil {
-			s.log.Warn("netdb: cannot remove a relay contact's file", "folder", dir, "error", nameless(err))
+			failed = err
 		}
+	}
+	if failed != nil {
+		s.log.Warn("netdb: some relay contacts' files cannot be read or removed", "folder", dir, "error", nameless(failed))
 	}
 	s.log.Info("netdb: relay contacts loaded", "count", s.Len(), "removed", removed, "signed_in_the_future", unused)
 	s.disk.dir = dir
@@ -89,26 +100,23 @@ func parseFileName(name string) (id key.Public, unfinished, ours bool) {
 	return id, unfinished, err == nil
 }
 
-func loadContact(path string, id key.Public, now time.Time, r Rules) (*RelayContact, error) {
+// readContact reads a file, or the beginning of one that is too large for a contact.
+func readContact(path string) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	buf := make([]byte, MaxRelayContact+1)
-	n := 0
-	for n < len(buf) {
-		m, err := f.Read(buf[n:])
-		n += m
-		if err != nil {
-			break
-		}
-	}
-	c, err := ParseRelayContact(buf[:n], now, r)
+	return io.ReadAll(io.LimitReader(f, MaxRelayContact+1))
+}
+
+// parseStored parses the content of the file of a relay.
+func parseStored(raw []byte, name string, now time.Time, r Rules) (*RelayContact, error) {
+	c, err := ParseRelayContact(raw, now, r)
 	if err != nil {
 		return nil, err
 	}
-	if c.ID != id || filepath.Base(path) != id.String()+suffix {
+	if name != c.ID.String()+suffix {
 		return nil, errors.New("netdb: the file is named after another relay")
 	}
 	return c, nil
@@ -155,8 +163,8 @@ func (d *disk) take() (ids []key.Public, skipped int) {
 	return ids, skipped
 }
 
-// Run writes changed contacts to disk, each file as a whole, until ctx ends; then it writes what is left, for at most 5 s, and returns nil. After an error it tries again a
-// minute later. Without a folder it only waits. It may run once at a time.
+// Run writes changed contacts to disk, each file as a whole, until ctx ends; then it writes what is left, for at most 5 s, and returns nil.
+// After an error it tries again a minute later. Without a folder it only waits. It may run once at a time.
 func (s *Store) Run(ctx context.Context) error {
 	for {
 		select {

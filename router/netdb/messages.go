@@ -10,7 +10,8 @@ import (
 	"lokinetd/router/seal"
 )
 
-// Names of the requests whose bodies are made and read here (protocol 2 section 7, protocol 3 section 4.3). A gossip_rc's body is a relay contact as it is.
+// Names of the requests whose bodies are made and read here (protocol 2 section 7, protocol 3 section 4.3). A gossip_rc's body is a relay
+// contact as it is.
 const (
 	MethodPublishCC    = "publish_cc"  // path, relay
 	MethodFindCC       = "find_cc"     // path, relay
@@ -88,7 +89,8 @@ func decodeReply(body []byte) (bt.Dict, error) {
 	return d, nil
 }
 
-// ClockStatus gives the status that a sealed contact signed at signedAt is refused with: StatusSlowClock, StatusFastClock, or "" when it is not (protocol 1 section 7.9).
+// ClockStatus gives the status that a sealed contact signed at signedAt is refused with: StatusSlowClock, StatusFastClock, or "" when it is
+// not (protocol 1 section 7.9).
 func ClockStatus(signedAt, now time.Time) string {
 	switch {
 	case signedAt.Before(now.Add(-ContactLifetime)):
@@ -142,7 +144,8 @@ func EncodeFindCC(blinded key.Public, location int) []byte {
 	return b.End()
 }
 
-// DecodeFindCC reads the body of a find_cc; location is 0 to Locations-1 or AnyLocation. Its error, also for any other location, is answered StatusError.
+// DecodeFindCC reads the body of a find_cc; location is 0 to Locations-1 or AnyLocation. Its error, also for any other location, is answered
+// StatusError.
 func DecodeFindCC(body []byte) (blinded key.Public, location int, err error) {
 	d := bt.ReadDict(body)
 	k := d.Fixed("k", 32)
@@ -249,7 +252,8 @@ func EncodeRIDs(ids []key.Public) []byte {
 	return append(b, 'e')
 }
 
-// MaxRelays bounds the relays of a network: keys in a fetch_rids reply, entries of a network file, contacts in a Store. The public network has some 2,000.
+// MaxRelays bounds the relays of a network: keys in a fetch_rids reply, entries of a network file, contacts in a Store. The public network
+// has some 2,000.
 const MaxRelays = 16384
 
 // DecodeRIDs reads the reply to a fetch_rids, as it is: in any order, perhaps with repetitions. More than MaxRelays are an error.
@@ -307,7 +311,8 @@ func EncodeResolvedSNS(sealed []byte, nonce *seal.Nonce) []byte {
 	return bt.NewDict(nil).Bytes("c", sealed).Bytes("n", nonce[:]).End()
 }
 
-// DecodeResolvedSNS reads the reply to a resolve_sns; sealed is borrowed and has the 48 bytes that seal.OpenName takes. ErrNotFound is found with errors.Is.
+// DecodeResolvedSNS reads the reply to a resolve_sns; sealed is borrowed and has the 48 bytes that seal.OpenName takes. ErrNotFound is found
+// with errors.Is.
 func DecodeResolvedSNS(body []byte) (sealed []byte, nonce seal.Nonce, err error) {
 	d, err := decodeReply(body)
 	if err != nil {
@@ -320,8 +325,9 @@ func DecodeResolvedSNS(body []byte) (sealed []byte, nonce seal.Nonce, err error)
 	return c, seal.Nonce(n), nil
 }
 
-// Corroborated returns the relay keys that a client may believe after it asked several relays with fetch_rids, in ascending order: those that more than half of
-// the relays asked have listed, among them at least one at the end of an inbound path (protocol 1 section 9.6). None: the client keeps what it had.
+// Corroborated returns the relay keys that a client may believe after it asked several relays with fetch_rids, in ascending order: those
+// that more than half of the relays asked have listed, among them at least one at the end of an inbound path (protocol 1 section 9.6). None:
+// the client keeps what it had.
 func Corroborated(answers []RIDAnswer) []key.Public {
 	type votes struct {
 		count, last int // last: 1 + the index of the answer counted last, since a list may repeat itself

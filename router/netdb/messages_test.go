@@ -300,8 +300,8 @@ func TestBootstrapReply(t *testing.T) {
 	}
 }
 
-// Threat: relays answer anyone's requests and clients read any relay's replies; both are made by strangers. No body may panic or be understood in a way that cannot be
-// written again.
+// Threat: relays answer anyone's requests and clients read any relay's replies; both are made by strangers. No body may panic or be
+// understood in a way that cannot be written again.
 func FuzzMessages(f *testing.F) {
 	sealed := unhex(f, vectorSealed)
 	rc := unhex(f, vectorRC)
@@ -356,7 +356,8 @@ func FuzzMessages(f *testing.F) {
 	})
 }
 
-// Threat: a bootstrap relay is dialled by an unauthenticated connection, a bootstrap file is downloaded from somewhere. Whatever is inside, memory stays bounded and nothing panics.
+// Threat: a bootstrap relay is dialled by an unauthenticated connection, a bootstrap file is downloaded from somewhere. Whatever is inside,
+// memory stays bounded and nothing panics.
 func FuzzBootstrap(f *testing.F) {
 	now := time.Unix(1800000000, 0)
 	_, raws := relayContacts(2, now)

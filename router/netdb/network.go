@@ -59,8 +59,8 @@ const (
 	flagUniqueRange = 2
 )
 
-// ParseNetworkFile reads a network file, which operator must have signed; now is not its age (it has none) but that of its contacts. The ids 0 and 1 are those
-// of the public networks and refused.
+// ParseNetworkFile reads a network file, which operator must have signed; now is not its age (it has none) but that of its contacts. The ids
+// 0 and 1 are those of the public networks and refused.
 func ParseNetworkFile(raw []byte, operator key.Public, now time.Time) (*NetworkFile, error) {
 	f, err := ParseReservedNetworkFile(raw, operator, now)
 	if err == nil && f.Network < 2 {
@@ -216,8 +216,9 @@ func validNetworkName(name string) bool {
 	return true
 }
 
-// Sign writes the file, signed by operator, which becomes f's. f's relays and contacts may be in any order; f is not changed. Errors: f breaks a rule of the format (a relay twice,
-// a contact of a relay that is not registered or of another network, a malformed name or key), or is too large. An id of 0 or 1 is none: ParseReservedNetworkFile reads it.
+// Sign writes the file, signed by operator, which becomes f's. f's relays and contacts may be in any order; f is not changed. Errors: f
+// breaks a rule of the format (a relay twice, a contact of a relay that is not registered or of another network, a malformed name or key),
+// or is too large. An id of 0 or 1 is none: ParseReservedNetworkFile reads it.
 func (f *NetworkFile) Sign(operator *key.Secret) ([]byte, error) {
 	o := *f
 	o.Operator = operator.Public()
@@ -262,8 +263,8 @@ func (f *NetworkFile) build() *bt.Builder {
 // Rules are those for the relay contacts of this network.
 func (f *NetworkFile) Rules() Rules { return Rules{Network: f.Network, Private: f.Private} }
 
-// Supersedes is nil when f may be taken after a file of the same network and operator with the serial accepted was: an operator who takes back a relay must not be undone by who
-// replays an older file. The same serial is the same file.
+// Supersedes is nil when f may be taken after a file of the same network and operator with the serial accepted was: an operator who takes
+// back a relay must not be undone by who replays an older file. The same serial is the same file.
 func (f *NetworkFile) Supersedes(accepted uint64) error {
 	if f.Serial < accepted {
 		return fmt.Errorf("netdb: network file %s: serial %d is lower than %d, which was accepted before", f.Name, f.Serial, accepted)

@@ -54,8 +54,9 @@ type Rules struct {
 	Expired bool   // expired ones are allowed (bootstrap lists)
 }
 
-// ParseRelayContact parses and verifies a relay contact of at most MaxRelayContact bytes by the rules of protocol 1 section 6.2. raw is copied. Errors say which rule
-// is broken; ErrExpired is found with errors.Is. A signing time in the future is no error here (the reference has no such rule): see Store.Put.
+// ParseRelayContact parses and verifies a relay contact of at most MaxRelayContact bytes by the rules of protocol 1 section 6.2. raw is
+// copied. Errors say which rule is broken; ErrExpired is found with errors.Is. A signing time in the future is no error here (the reference
+// has no such rule): see Store.Put.
 func ParseRelayContact(raw []byte, now time.Time, r Rules) (*RelayContact, error) {
 	c, err := decodeRelay(raw, now, r)
 	if err != nil {
@@ -155,8 +156,9 @@ func decodeRelay(raw []byte, now time.Time, r Rules) (*RelayContact, error) {
 	return c, nil
 }
 
-// SignRelayContact makes the contact of the relay sec from the fields of c; ID is sec's whatever c says, the signing time is cut to seconds. It panics when c
-// is none that others could parse in a network that allows its addresses: an Addr that is not IPv4, no port, or a signing time before 1970.
+// SignRelayContact makes the contact of the relay sec from the fields of c; ID is sec's whatever c says, the signing time is cut to seconds.
+// It panics when c is none that others could parse in a network that allows its addresses: an Addr that is not IPv4, no port, or a signing
+// time before 1970.
 func SignRelayContact(sec *key.Secret, c RelayContact) *RelayContact {
 	c.ID = sec.Public()
 	b := c.build()

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"net/netip"
 	"os"
@@ -290,6 +291,11 @@ func TestRelayContactAges(t *testing.T) {
 			t.Errorf("%v: outdated %v, expired %v", x.age, c.Outdated(now), c.Expired(now))
 		}
 	}
+	var logged bytes.Buffer
+	slog.New(slog.NewTextHandler(&logged, nil)).Info("x", "relay", c)
+	if strings.Contains(logged.String(), "127.0.0.1") || strings.Contains(logged.String(), c.ID.String()) {
+		t.Errorf("logged as %s", &logged)
+	}
 	for v, want := range map[[3]uint8]bool{{1, 0, 2}: false, {1, 0, 255}: false, {1, 1, 0}: true, {2, 0, 0}: true, {0, 9, 9}: false} {
 		if (&RelayContact{Version: v}).Handshake11() != want {
 			t.Errorf("version %v", v)
@@ -385,7 +391,8 @@ func dedupe(ids []key.Public) (out []key.Public) {
 	return out
 }
 
-// Threat: any peer sends relay contacts, by gossip, bootstrap and fetch_rcs. Reading one must never panic, and what is understood must come back from what we would write.
+// Threat: any peer sends relay contacts, by gossip, bootstrap and fetch_rcs. Reading one must never panic, and what is understood must come
+// back from what we would write.
 func FuzzRelayContact(f *testing.F) {
 	f.Add(unhex(f, vectorRC))
 	f.Add(SignRelayContact(secret(1), RelayContact{Addr: netip.MustParseAddrPort("9.9.9.9:9"), Addr6: netip.MustParseAddrPort("[2a00::1]:9"), Network: 5, Sessions: true, Time: time.Unix(5, 0)}).Raw())

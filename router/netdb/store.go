@@ -29,8 +29,9 @@ const (
 // maxKnown bounds the ids that bootstraps add to those that a client believes in; the next fetch_rids majority replaces them all.
 const maxKnown = 2 * MaxRelays
 
-// Store is what a node knows of the relays of its network (protocol 1 section 9): their contacts, at most MaxRelays and all verified, by id and in buckets; for a client the
-// ids that it believes in (known), for a relay the registered ones; and the bootstraps. Safe for concurrent use.
+// Store is what a node knows of the relays of its network (protocol 1 section 9): their contacts, at most MaxRelays and all verified, by id
+// and in buckets; for a client the ids that it believes in (known), for a relay the registered ones; and the bootstraps. Safe for concurrent
+// use.
 type Store struct {
 	self  key.Public
 	relay bool
@@ -64,10 +65,11 @@ func newStore(self key.Public, relay bool, r Rules, log *slog.Logger) *Store {
 // Rules are what the store was opened with, Expired off.
 func (s *Store) Rules() Rules { return s.rules }
 
-// Put takes a verified contact in by the rules of protocol 1 section 9.3: a relay not known yet is stored; an update is when it was signed at least
-// MinRelayUpdate after what we have. gossip says whether a relay passes it on: it is new, our own, differs in more than its time, or what we had was
-// RelayOutdated older; a client never does. Refused are expired contacts, those signed too far ahead (10 minutes for a relay, a day for a client), and new ones when there are MaxRelays. Put does not ask whether the
-// relay is registered or known: Gossip, Fetched and Bootstrapped do, for what came from the network.
+// Put takes a verified contact in by the rules of protocol 1 section 9.3: a relay not known yet is stored; an update is when it was signed
+// at least MinRelayUpdate after what we have. gossip says whether a relay passes it on: it is new, our own, differs in more than its time,
+// or what we had was RelayOutdated older; a client never does. Refused are expired contacts, those signed too far ahead (10 minutes for a
+// relay, a day for a client), and new ones when there are MaxRelays. Put does not ask whether the relay is registered or known: Gossip,
+// Fetched and Bootstrapped do, for what came from the network.
 func (s *Store) Put(c *RelayContact) (stored, gossip bool) {
 	now := time.Now()
 	s.mu.Lock()
@@ -134,8 +136,9 @@ func (s *Store) stale(c *RelayContact) bool {
 	return old != nil && c.Time.Sub(old.Time) < MinRelayUpdate
 }
 
-// Gossip takes in the relay contact of a gossip_rc, on relays: that of a registered relay other than ourselves. stored and gossip are Put's; c is nil unless stored. A contact that is not wanted is no error; one that is
-// not valid is.
+// Gossip takes in the relay contact of a gossip_rc, on relays: that of a registered relay other than ourselves. It returns the contact if it
+// was stored, else nil, and whether it is passed on. One that is not wanted is no error; one that is not valid is, except that what would be
+// dropped as not newer is dropped before its signature is looked at.
 func (s *Store) Gossip(raw []byte) (c *RelayContact, gossip bool, err error) {
 	c, err = decodeRelay(raw, time.Now(), s.rules)
 	if err != nil {
@@ -154,8 +157,8 @@ func (s *Store) Gossip(raw []byte) (c *RelayContact, gossip bool, err error) {
 	return c, gossip, nil
 }
 
-// Fetched takes in the relay contacts of a fetch_rcs reply, on clients: those of known relays. The first that is not valid ends it; those before it stay, and the error says so
-// (protocol 1 section 9.7). An expired one is only left out.
+// Fetched takes in the relay contacts of a fetch_rcs reply, on clients: those of known relays. The first that is not valid ends it; those
+// before it stay, and the error says so (protocol 1 section 9.7). An expired one is only left out.
 func (s *Store) Fetched(raws [][]byte) (stored int, err error) {
 	now := time.Now()
 	rules := s.rules
@@ -178,8 +181,8 @@ func (s *Store) Fetched(raws [][]byte) (stored int, err error) {
 	return stored, nil
 }
 
-// Bootstrapped takes in contacts that come from a bootstrap or a network file: a client believes in their ids from then on; a relay that has a registered set takes those in it,
-// and never its own.
+// Bootstrapped takes in contacts that come from a bootstrap or a network file: a client believes in their ids from then on; a relay that has
+// a registered set takes those in it, and never its own.
 func (s *Store) Bootstrapped(contacts []*RelayContact) (stored int) {
 	for _, c := range contacts {
 		s.mu.Lock()
@@ -319,8 +322,8 @@ func (s *Store) Buckets() BucketHashes {
 	return s.buckets
 }
 
-// Differing returns the bytes of all contacts in buckets whose hash is not the given one, for a fetch_rcs reply, without expired ones, on which the reference would stop reading.
-// They must not be written to.
+// Differing returns the bytes of all contacts in buckets whose hash is not the given one, for a fetch_rcs reply, without expired ones, on
+// which the reference would stop reading. They must not be written to.
 func (s *Store) Differing(hashes *BucketHashes) [][]byte {
 	now := time.Now()
 	s.mu.RLock()
@@ -334,8 +337,8 @@ func (s *Store) Differing(hashes *BucketHashes) [][]byte {
 	return raws
 }
 
-// Random returns up to n different contacts in random order, each with the same chance, from those that are not expired and, on a relay, not our own, and
-// for which ok is true. ok may be nil; it is called without locks held and may use the Store.
+// Random returns up to n different contacts in random order, each with the same chance, from those that are not expired and, on a relay, not
+// our own, and for which ok is true. ok may be nil; it is called without locks held and may use the Store.
 func (s *Store) Random(n int, ok func(*RelayContact) bool) []*RelayContact {
 	if n <= 0 {
 		return nil
@@ -359,8 +362,8 @@ func (s *Store) Random(n int, ok func(*RelayContact) bool) []*RelayContact {
 	return sample
 }
 
-// Purge forgets contacts that expired, that lie too far ahead, that are not publicly routable (unless the network allows private addresses) and, on a relay
-// with a registered set, that are not in it; every PurgeInterval. It returns how many went.
+// Purge forgets contacts that expired, that lie too far ahead, that are not publicly routable (unless the network allows private addresses)
+// and, on a relay with a registered set, that are not in it; every PurgeInterval. It returns how many went.
 func (s *Store) Purge(now time.Time) (removed int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -389,7 +392,8 @@ func keySet(ids []key.Public) map[key.Public]struct{} {
 
 func sortKeys(ids []key.Public) { slices.SortFunc(ids, key.Public.Compare) }
 
-// secure draws from the system's random source without bias: who meets whom must not be foreseeable. Safe for concurrent use, since the source keeps no state.
+// secure draws from the system's random source without bias: who meets whom must not be foreseeable. Safe for concurrent use, since the
+// source keeps no state.
 var secure = mathrand.New(systemSource{})
 
 type systemSource struct{}
