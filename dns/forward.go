@@ -81,7 +81,11 @@ func (s *Server) forward(ctx context.Context, r *reply) {
 		r.fail(dns.RcodeServerFailure, upstreamFailed)
 		return
 	}
-	// m is shared with others who asked the same: nothing in it is changed.
+	r.take(m)
+}
+
+// take makes r of an upstream's answer. m is shared with others who asked the same: nothing in it is changed.
+func (r *reply) take(m *dns.Msg) {
 	r.why = forwarded
 	r.msg.Rcode, r.msg.Authoritative = m.Rcode, m.Authoritative
 	r.msg.AuthenticatedData = m.AuthenticatedData && r.do
@@ -290,10 +294,22 @@ func match(b []byte, query *dns.Msg) (m *dns.Msg, ok bool, err error) {
 	default:
 		return nil, false, nil
 	}
-	if m.Truncated { // only that matters
+	switch {
+	case m.Truncated: // only that matters
 		err = nil
+	case err == nil:
+		err = rewritable(m)
 	}
 	return m, true, err
+}
+
+// rewritable reports why m, written again, could not be read. The library takes records whose data ends early and writes them in a way that it refuses itself.
+func rewritable(m *dns.Msg) error {
+	b, err := m.Pack()
+	if err != nil {
+		return err
+	}
+	return new(dns.Msg).Unpack(b)
 }
 
 func sameQuestion(a, b dns.Question) bool {

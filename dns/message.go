@@ -74,11 +74,11 @@ func (s *Server) judge(in []byte, from netip.AddrPort, stream bool) *reply {
 		Id: q.Id, Response: true, Opcode: q.Opcode,
 		RecursionDesired: q.RecursionDesired, RecursionAvailable: true, CheckingDisabled: q.CheckingDisabled,
 	}
-	if q.Opcode != dns.OpcodeQuery {
-		return r.fail(dns.RcodeNotImplemented, badMessage)
-	}
 	if len(q.Question) == 1 {
 		r.msg.Question = q.Question
+	}
+	if q.Opcode != dns.OpcodeQuery {
+		return r.fail(dns.RcodeNotImplemented, badMessage)
 	}
 
 	// The library stops without an error where the message ends: the counts are compared with what was found.

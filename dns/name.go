@@ -78,28 +78,32 @@ func ourTLD(label string) bool {
 
 // mayLeave is the rule for names that may be sent to an upstream, on lowered wire labels:
 //
-//   - The top-level domain consists of letters, digits, hyphens and underscores, as every real one does. This refuses every way to hide a domain of ours
+//   - The top-level domain consists of letters, digits and inner hyphens, as every real one does. This refuses every way to hide a domain of ours
 //     behind bytes that another resolver may cut, split or normalise: "x.loki" as one label, "loki.", "loki\000", full-width dots.
 //   - It is none of ours, nor .onion (RFC 7686).
-//   - No key stands in it in front of a domain of ours: <key>.loki.example.net is a search list at work.
+//   - No key stands in it in front of a domain of ours: <key>.loki.example.net is a search list at work. Dots inside labels count as dots, and what is
+//     glued to the domain is looked past.
 func mayLeave(labels []string) bool {
 	if len(labels) == 0 {
 		return true
 	}
 	tld := labels[len(labels)-1]
 	for i := range len(tld) {
-		if c := tld[i]; (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '-' && c != '_' {
+		if c := tld[i]; (c < 'a' || c > 'z') && (c < '0' || c > '9') && (c != '-' || i == 0 || i == len(tld)-1) {
 			return false
 		}
 	}
 	if ourTLD(tld) || tld == "onion" {
 		return false
 	}
-	for i := 1; i < len(labels); i++ {
-		if ourTLD(labels[i]) && len(labels[i-1]) == key.TextLen {
-			if _, err := key.ParsePublic(labels[i-1]); err == nil {
-				return false
-			}
+	parts := strings.Split(strings.Join(labels, "."), ".")
+	for i := 1; i < len(parts); i++ {
+		host, tld := parts[i-1], parts[i]
+		if len(host) < key.TextLen || !strings.HasPrefix(tld, key.TLDLoki) && !strings.HasPrefix(tld, key.TLDSesh) && !strings.HasPrefix(tld, key.TLDSnode) {
+			continue
+		}
+		if _, err := key.ParsePublic(host[len(host)-key.TextLen:]); err == nil {
+			return false
 		}
 	}
 	return true

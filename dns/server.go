@@ -329,7 +329,7 @@ func (s *Server) serveConn(ctx context.Context, c net.Conn) {
 	stop := context.AfterFunc(ctx, func() { c.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
 
-	var writing sync.Mutex
+	writing := make(chan struct{}, 1) // held while a reply is written
 	pipe := make(chan struct{}, maxPipe)
 	from := addrPort(c.RemoteAddr())
 	for {
@@ -346,8 +346,8 @@ func (s *Server) serveConn(ctx context.Context, c net.Conn) {
 				c.Close()
 				return
 			}
-			writing.Lock()
-			defer writing.Unlock()
+			writing <- struct{}{}
+			defer func() { <-writing }()
 			c.SetWriteDeadline(time.Now().Add(writeTime))
 			if _, err := c.Write(append(binary.BigEndian.AppendUint16(make([]byte, 0, 2+len(out)), uint16(len(out))), out...)); err != nil {
 				c.Close()
