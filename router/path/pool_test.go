@@ -1,0 +1,412 @@
+package path
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"lokinetd/router/key"
+	"lokinetd/router/netdb"
+	"lokinetd/router/packet"
+)
+
+// TestPathOverThreeRelays builds, pings, asks and carries data both ways: milestone (b) of the issue without a socket.
+func TestPathOverThreeRelays(t *testing.T) {
+	world(t, 8, DefaultOptions(), func(t *testing.T, n *simNet, c *simClient) {
+		w := newWatcher(t)
+		pool := c.NewPool(PoolConfig{Kind: Inbound, Hops: 3, Want: 4, Owner: w, Label: "test"})
+		pool.Tick(time.Now())
+		n.run(time.Second, []*simClient{c}, nil)
+		paths := pool.Paths(time.Now())
+		if len(paths) != 4 {
+			t.Fatal("paths:", describePaths(pool))
+		}
+		pivots := make(map[key.Public]bool)
+		for _, p := range paths {
+			if p.RTT() != 6*n.latency {
+				t.Errorf("round trip %v", p.RTT())
+			}
+			hops := p.Hops()
+			if len(hops) != 3 || hops[0] == hops[1] || hops[1] == hops[2] || hops[0] == hops[2] || hops[2] != p.Pivot() {
+				t.Errorf("hops %v", hops)
+			}
+			if c.links[hops[0]] == nil {
+				t.Error("does not begin at an edge")
+			}
+			pivots[p.Pivot()] = true
+		}
+		if len(pivots) != 4 {
+			t.Error("pivots are reused")
+		}
+
+		// A request to the terminal: answered, refused, and in vain.
+		p := paths[0]
+		n.byID[p.Pivot()].local.request = func(method string, body []byte, reply func([]byte)) {
+			if method == "find_cc" {
+				go reply(append([]byte("found "), body...))
+			}
+		}
+		got, err := p.Request(t.Context(), "find_cc", []byte("x"))
+		if err != nil || string(got) != "found x" {
+			t.Errorf("%q, %v", got, err)
+		}
+		began := time.Now()
+		if _, err := p.Request(t.Context(), "unknown", nil); err == nil || time.Since(began) != requestTimeout {
+			t.Errorf("unknown method: %v after %v", err, time.Since(began))
+		}
+
+		// A session message to the pivot itself and its answer down the path.
+		msg := append([]byte("a body of 17 byte"), 0, 0, 0, 7)
+		terminal := p.Terminal()
+		b := buffer(append(bytes.Clone(msg), terminal[:]...))
+		b.Nonce = fill24(5)
+		p.Send(b)
+		if err := p.Control(TypeHandshake, append(bytes.Clone(msg), terminal[:]...), fill24(6)); err != nil {
+			t.Error(err)
+		}
+		time.Sleep(time.Second)
+		synctest.Wait()
+		local := n.byID[p.Pivot()].local
+		if len(local.datagrams) != 1 || len(local.controls) != 1 {
+			t.Fatalf("%d datagrams, %d controls at the pivot", len(local.datagrams), len(local.controls))
+		}
+		for _, m := range []localMessage{local.datagrams[0], local.controls[0]} {
+			if !bytes.Equal(m.msg, msg) || m.t.ID() != terminal || !m.t.Live() {
+				t.Errorf("%+v", m)
+			}
+		}
+		if local.datagrams[0].nonce != fill24(5) || local.controls[0].nonce != fill24(6) || local.controls[0].typ != TypeHandshake {
+			t.Error("nonce or type changed")
+		}
+		var back []string
+		w.onMessage = func(q *Path, b *packet.Buffer) {
+			if q != p || b.Nonce != fill24(8) {
+				t.Error("wrong path or nonce")
+			}
+			back = append(back, string(b.Data))
+			b.Release()
+		}
+		w.onControl = func(q *Path, typ byte, msg []byte, nonce [24]byte) {
+			if q != p || nonce != fill24(9) || typ != TypeControl {
+				t.Error("wrong path, nonce or type")
+			}
+			back = append(back, string(msg))
+		}
+		term := local.datagrams[0].t
+		b = buffer([]byte("datagram down, tagged"))
+		b.Nonce = fill24(8)
+		term.Send(b)
+		time.Sleep(time.Second)
+		if err := term.Control(TypeControl, []byte("control down, tagged"), fill24(9)); err != nil {
+			t.Error(err)
+		}
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if !slices.Equal(back, []string{"datagram down, tagged", "control down, tagged"}) {
+			t.Errorf("%q", back)
+		}
+		w.mu.Lock()
+		w.onMessage, w.onControl = nil, nil
+		w.mu.Unlock()
+
+		pool.Close()
+		if p.Active(time.Now()) || len(pool.Paths(time.Now())) != 0 {
+			t.Error("alive after Close")
+		}
+		if _, err := p.Request(context.Background(), methodPing, nil); err != ErrDead {
+			t.Error(err)
+		}
+		p.Send(buffer(msg)) // dropped, not leaked
+	})
+}
+
+// echo runs data between two clients over an aligned pool: what a session would do, without cryptography of its own.
+type echo struct {
+	t        *testing.T
+	from     *Pool
+	sent     uint32
+	received map[uint32]bool
+	answered map[uint32]bool
+}
+
+// payload is number, 13 zero bytes, and the terminal id of the sender's path, so that the receiver can answer; then tag and pivot.
+func (e *echo) send(now time.Time) {
+	p := e.from.Current(now)
+	if p == nil {
+		e.t.Errorf("%s: no path to send over:%s", now.Format("15:04:05"), describePaths(e.from))
+		return
+	}
+	e.sent++
+	terminal, aligned := p.Terminal(), p.Aligned()
+	b := packet.Get()
+	binary.BigEndian.PutUint32(b.Extend(4), e.sent)
+	copy(b.Extend(idSize), terminal[:])
+	clear(b.Extend(1 + 4))
+	copy(b.Extend(idSize), aligned[:])
+	b.Nonce = newNonce()
+	p.Send(b)
+}
+
+// atB answers over the path that the message came by.
+func (e *echo) atB(p *Path, b *packet.Buffer) {
+	e.received[binary.BigEndian.Uint32(b.Data)] = true
+	terminal := b.Data[4 : 4+idSize]
+	copy(b.Extend(idSize), terminal)
+	b.Nonce = newNonce()
+	p.Send(b)
+}
+
+func (e *echo) atA(_ *Path, b *packet.Buffer) {
+	e.answered[binary.BigEndian.Uint32(b.Data)] = true
+	b.Release()
+}
+
+// introsOf is what B would publish.
+func introsOf(p *Pool, now time.Time) (intros []netdb.Intro) {
+	for _, path := range p.Paths(now) {
+		intros = append(intros, netdb.Intro{Expiry: path.Expiry().Truncate(time.Second), Hop: path.Terminal(), Relay: path.Pivot()})
+	}
+	return intros
+}
+
+// TestHour lets paths of all kinds expire and be replaced for an hour and a half: there is always a path to send over, and every message arrives and is answered.
+func TestHour(t *testing.T) {
+	world(t, 12, DefaultOptions(), func(t *testing.T, n *simNet, a *simClient) {
+		b := n.client(DefaultOptions())
+		defer b.Close()
+		for _, r := range n.relays[6:10] {
+			b.dial(r)
+		}
+		e := &echo{t: t, received: make(map[uint32]bool), answered: make(map[uint32]bool)}
+		wB, wA, wR := newWatcher(t), newWatcher(t), newWatcher(t)
+		wB.onMessage, wA.onMessage = e.atB, e.atA
+		inbound := b.NewPool(PoolConfig{Kind: Inbound, Hops: 3, Want: 4, Owner: wB})
+		e.from = a.NewPool(PoolConfig{Kind: Aligned, Hops: 3, Want: 2, Owner: wA})
+		relay := a.NewPool(PoolConfig{Kind: ToRelay, Hops: 4, Want: 2, Target: n.relays[11].id, Owner: wR})
+		both := []*simClient{a, b}
+		n.run(time.Second, both, nil)
+		e.from.SetIntros(introsOf(inbound, time.Now()))
+		n.run(time.Second, both, nil)
+
+		ticks, switches, relaySwitches := 0, 0, 0
+		var last, lastRelay *Path
+		n.run(90*time.Minute, both, func(now time.Time) {
+			ticks++
+			if got := len(inbound.Paths(now)); got < 4 || got > 5 {
+				t.Errorf("%s: %d inbound paths:%s", now.Format("15:04:05"), got, describePaths(inbound))
+			}
+			for _, p := range inbound.Paths(now) {
+				if p.Expiry().Sub(now) > maxLifetime*time.Second {
+					t.Error("an expiry that no relay accepts")
+				}
+			}
+			if ticks%20 == 0 { // a new contact reaches A
+				e.from.SetIntros(introsOf(inbound, now))
+			}
+			if ticks%4 == 0 {
+				e.send(now)
+			}
+			cur := relay.Current(now)
+			switch {
+			case cur == nil || cur.Pivot() != n.relays[11].id || cur.Aligned() != (ID{}):
+				t.Errorf("%s: no path to the relay:%s", now.Format("15:04:05"), describePaths(relay))
+			case cur != lastRelay:
+				lastRelay = cur
+				relaySwitches++
+			}
+			if cur := e.from.Current(now); cur != last {
+				last = cur
+				switches++
+			}
+			if got := len(e.from.Paths(now)); got > 3 {
+				t.Errorf("%d paths of the session", got)
+			}
+		})
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if len(e.received) != int(e.sent) || len(e.answered) != int(e.sent) || e.sent < 5000 {
+			t.Errorf("%d sent, %d received, %d answered", e.sent, len(e.received), len(e.answered))
+		}
+		// 1200 s a path, given up a minute before its end for one that is up to 900 s younger.
+		if relaySwitches < 4 || relaySwitches > 12 || switches < 4 || switches > 12 {
+			t.Errorf("%d switches of the relay session, %d of the client's", relaySwitches, switches)
+		}
+		_, downs, _ := wB.counts()
+		if downs[Expired] < 14 || len(downs) != 1 {
+			t.Errorf("inbound paths went down by %v", downs)
+		}
+		for _, w := range []*watcher{wA, wR} {
+			if _, downs, _ := w.counts(); downs[Silent]+downs[Refused]+downs[EdgeLost] != 0 {
+				t.Errorf("outbound paths went down by %v", downs)
+			}
+		}
+		for _, r := range n.relays {
+			if s := r.get().Stats(); s.Hops > 60 || s.Waiting != 0 {
+				t.Errorf("a relay holds %d hops, %d requests", s.Hops, s.Waiting)
+			}
+		}
+	})
+}
+
+// TestEdgeLost: all paths through a closed connection go at once, their hops at the relay too, and are replaced over other edges.
+func TestEdgeLost(t *testing.T) {
+	world(t, 8, DefaultOptions(), func(t *testing.T, n *simNet, c *simClient) {
+		w := newWatcher(t)
+		pool := c.NewPool(PoolConfig{Kind: Inbound, Hops: 3, Want: 4, Owner: w})
+		n.run(2*time.Second, []*simClient{c}, nil)
+		paths := pool.Paths(time.Now())
+		first := paths[0].relays[0]
+		through := 0
+		for _, p := range paths {
+			if p.relays[0] == first {
+				through++
+			}
+		}
+		edge := c.links[first]
+		edge.hangUp()
+		if n.byID[first].get().table.any(&paths[0].edge) != nil {
+			t.Error("the relay keeps hops of a closed connection")
+		}
+		_, downs, _ := w.counts()
+		if downs[EdgeLost] != through || len(pool.Paths(time.Now())) != 4-through {
+			t.Errorf("%v, %d were over the edge", downs, through)
+		}
+		n.run(time.Second, []*simClient{c}, nil)
+		paths = pool.Paths(time.Now())
+		if len(paths) != 4 || slices.ContainsFunc(paths, func(p *Path) bool { return p.relays[0] == first }) {
+			t.Error("not replaced:", describePaths(pool))
+		}
+		// No edge: nothing is built, nothing pauses. Edges again: built at once.
+		for _, l := range c.links {
+			l.hangUp()
+		}
+		n.run(10*time.Second, []*simClient{c}, nil)
+		if c.EdgeConnected() || len(pool.Paths(time.Now())) != 0 || pool.Failures() != 0 {
+			t.Error("paths without edges")
+		}
+		c.dial(n.relays[5])
+		c.dial(n.relays[6])
+		if c.EdgeConnected() {
+			t.Error("connected by two edges of four")
+		}
+		c.dial(n.relays[7])
+		n.run(time.Second, []*simClient{c}, nil)
+		if len(pool.Paths(time.Now())) != 4 {
+			t.Error("not built again:", describePaths(pool))
+		}
+	})
+}
+
+// TestRelayRestart: a relay that has forgotten a path answers the next ping with an error, which ends the path at once.
+func TestRelayRestart(t *testing.T) {
+	world(t, 8, DefaultOptions(), func(t *testing.T, n *simNet, c *simClient) {
+		w := newWatcher(t)
+		pool := c.NewPool(PoolConfig{Kind: Inbound, Hops: 3, Want: 4, Owner: w})
+		n.run(2*time.Second, []*simClient{c}, nil)
+		middle := n.byID[pool.Paths(time.Now())[0].relays[1]]
+		through := 0
+		for _, p := range pool.Paths(time.Now()) {
+			if p.usesAny(middle) {
+				through++
+			}
+		}
+		middle.restart()
+		began := time.Now()
+		n.run(6*time.Second, []*simClient{c}, nil)
+		_, downs, last := w.counts()
+		if downs[Refused] != through || last.Sub(began) > 5*time.Second+6*n.latency {
+			t.Errorf("%v, last after %v; %d were over the relay", downs, last.Sub(began), through)
+		}
+		if len(pool.Paths(time.Now())) != 4 {
+			t.Error("not replaced:", describePaths(pool))
+		}
+	})
+}
+
+// TestSilentRelay: a relay that says nothing any more is found by six pings in a row, about 35 s after its end (protocol 3 section 6.5).
+func TestSilentRelay(t *testing.T) {
+	world(t, 8, DefaultOptions(), func(t *testing.T, n *simNet, c *simClient) {
+		w := newWatcher(t)
+		pool := c.NewPool(PoolConfig{Kind: Inbound, Hops: 3, Want: 4, Owner: w})
+		n.run(2*time.Second, []*simClient{c}, nil)
+		dead := n.byID[pool.Paths(time.Now())[0].Pivot()]
+		through := 0
+		for _, p := range pool.Paths(time.Now()) {
+			if p.usesAny(dead) {
+				through++
+			}
+		}
+		dead.setSilent(true)
+		began := time.Now()
+		n.run(29*time.Second, []*simClient{c}, nil)
+		if _, downs, _ := w.counts(); len(downs) != 0 {
+			t.Errorf("given up after %v", time.Since(began))
+		}
+		n.run(11*time.Second, []*simClient{c}, nil)
+		if _, downs, _ := w.counts(); downs[Silent] != through {
+			t.Errorf("%v after %v; %d were over the relay", downs, time.Since(began), through)
+		}
+		n.run(60*time.Second, []*simClient{c}, nil)
+		paths := pool.Paths(time.Now())
+		if len(paths) != 4 || slices.ContainsFunc(paths, func(p *Path) bool { return p.usesAny(dead) }) {
+			t.Error("not replaced:", describePaths(pool))
+		}
+	})
+}
+
+// refusing is a Link whose builds fail at once, and that notes when they come.
+type refusing struct {
+	tapLink
+	times []time.Time
+	err   error
+}
+
+func (l *refusing) Request(context.Context, string, []byte) ([]byte, error) {
+	l.times = append(l.times, time.Now())
+	return nil, l.err
+}
+
+// TestBackoff: after three failures in a row a pool waits 1 s, then a second more after each one (protocol 3 section 6.3), whatever its kind.
+func TestBackoff(t *testing.T) {
+	for failures, want := range []time.Duration{0, 0, 0, time.Second, 2 * time.Second, 3 * time.Second} {
+		if got := backoff(failures); got != want {
+			t.Errorf("%d failures: %v", failures, got)
+		}
+	}
+	for _, kind := range []Kind{Inbound, ToRelay, Aligned} {
+		synctest.Test(t, func(t *testing.T) {
+			n := newSimNet(t, 6, 0)
+			opt := DefaultOptions()
+			opt.Edges = 1
+			c := NewClient(ClientConfig{Options: opt, Store: n.store})
+			link := &refusing{err: failReply(status(textBadIDs))}
+			pool := c.NewPool(PoolConfig{Kind: kind, Hops: 2, Want: 1, Target: n.relays[1].id, Owner: newWatcher(t)})
+			pool.SetIntros([]netdb.Intro{{Expiry: time.Now().Add(20 * time.Minute), Relay: n.relays[2].id, Hop: fillID(1)}})
+			c.EdgeUp(n.relays[0].id, link)
+			synctest.Wait()
+			for range 4 * 30 {
+				time.Sleep(250 * time.Millisecond)
+				c.Tick(time.Now())
+				synctest.Wait()
+			}
+			const tick = 250 * time.Millisecond
+			want := []time.Duration{tick, tick, time.Second, 2 * time.Second, 3 * time.Second, 4 * time.Second, 5 * time.Second, 6 * time.Second}
+			var got []time.Duration
+			for i := range link.times[1:] {
+				got = append(got, link.times[i+1].Sub(link.times[i]))
+			}
+			if len(got) < len(want) || !slices.Equal(got[:len(want)], want) {
+				t.Errorf("%s: gaps %v", kind, got)
+			}
+			if s := c.Stats(); s.BuildsRefused != uint64(len(link.times)) || pool.Failures() != len(link.times) {
+				t.Errorf("%s: %+v", kind, s)
+			}
+			c.Close()
+			n.close()
+		})
+	}
+}
