@@ -1,0 +1,452 @@
+package session
+
+import (
+	"encoding/binary"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"lokinetd/router/key"
+	"lokinetd/router/netdb"
+	"lokinetd/router/packet"
+	"lokinetd/router/path"
+	"lokinetd/router/seal"
+)
+
+const (
+	initWait     = 2 * time.Second // an init without an accept is sent again after 2, 4, 8, 16, 16 ... s, a fifth more or less
+	initWaitMax  = 16 * time.Second
+	grace        = 10 * time.Second // an init's keys are kept so long after its accept, for another one of the same init
+	acceptTries  = 16               // accepts that are opened for one init
+	unsureQuiet  = 5 * time.Second  // we send and nothing ever came: start over
+	sureQuiet    = 8 * time.Second  // we send and nothing comes any more: the remote may have lost the session
+	quietMax     = 2 * time.Minute
+	minTalk      = 2 * time.Second // what we sent so soon after we heard the remote needs no answer
+	least        = time.Minute     // a detour must have so much left
+	contactStale = 10 * time.Minute
+)
+
+// call is the outbound side of a remote: its contact, the paths to it, and the session that we called for (protocol 4 section 3.2). Under Table.ctl.
+//
+//	seeking -> building -> calling -> established
+//	                ^---------^------------/
+//
+// It has no state of its own: drive looks at what is there and does what comes next, whenever something changed and at every tick. It ends when it has no session
+// any more and nobody has asked for one for 30 s, at session_close, and when the remote turns out not to exist.
+type call struct {
+	r     *remote
+	since time.Time
+	used  time.Time // last packet or caller that waited
+
+	contact *netdb.ClientContact // of a client
+	pool    pool
+	path    onion    // the current path; nil: none
+	detour  onion    // a path that we took though the pool says another
+	session *session // the latest; nil: none yet, or it ended
+	try     *pending // an init that is sent until it is accepted
+	spare   *pending // the init inside of path switches, for a remote that has forgotten the session
+
+	inits    int // sent for try
+	nextInit time.Time
+	wait     time.Duration
+	doubted  time.Time // when we last did something about the remote's silence
+	patience time.Duration
+}
+
+// pending is an init of ours for which an accept may come.
+type pending struct {
+	*initiator
+	c     *call
+	tries int
+	until time.Time // zero: not accepted yet; else the end of its grace
+}
+
+func (t *Table) newPending(c *call) *pending {
+	p := &pending{initiator: newInitiator(t.c.Self, c.r.addr.Key, t.newTag()), c: c}
+	t.pending[p.tag] = p
+	return p
+}
+
+// forget ends the wait for an accept.
+func (t *Table) forget(tag uint32) {
+	if p := t.pending[tag]; p != nil {
+		p.wipe()
+		delete(t.pending, tag)
+	}
+}
+
+func (c *call) state() State {
+	switch {
+	case c.r.addr.Kind == key.Client && c.contact == nil:
+		return Seeking
+	case c.path == nil:
+		return Building
+	}
+	return Calling
+}
+
+// dial starts a call, or says why it is of no use. drive must follow.
+func (t *Table) dial(r *remote, now time.Time) error {
+	switch {
+	case t.builder == nil || r.addr.Key == t.self:
+		return ErrUnreachable
+	case r.addr.Key.Check() != nil:
+		return ErrNotFound
+	case r.addr.Kind == key.Relay:
+		rc := t.c.RelayContact(r.addr.Key)
+		if rc == nil {
+			return ErrUnreachable
+		}
+		if !speaks(rc) {
+			return ErrUnsupported
+		}
+	default:
+		if e := t.contacts[r.addr.Key]; e != nil {
+			if now.Before(e.missing) {
+				return ErrNotFound
+			}
+			if e.cc != nil && !e.cc.Expired(now) && e.cc.Flags&netdb.FlagPFS == 0 {
+				return ErrUnsupported
+			}
+		}
+	}
+	if t.calls >= t.c.Limits.Calls {
+		return ErrBusy
+	}
+	t.calls++
+	r.call = &call{r: r, since: now, used: now}
+	return nil
+}
+
+// speaks says whether a relay takes the 1.1 handshake (protocol/README decision 2).
+func speaks(rc *netdb.RelayContact) bool {
+	v := rc.Version
+	return rc.Sessions || v[0] > 1 || v[0] == 1 && v[1] >= 1
+}
+
+// hangUp ends a call and the sessions that it had.
+func (t *Table) hangUp(c *call) {
+	now := time.Now()
+	r := c.r
+	if r.call != c {
+		return
+	}
+	r.call = nil
+	t.calls--
+	for tag, p := range t.pending {
+		if p.c == c {
+			t.forget(tag)
+		}
+	}
+	for _, s := range slices.Clone(r.sessions) {
+		if s.outbound {
+			t.remove(s, now)
+		}
+	}
+	if c.pool != nil {
+		t.later(c.pool.close)
+	}
+}
+
+// drive does what a call needs next.
+func (t *Table) drive(c *call, now time.Time) {
+	r := c.r
+	if c.session == nil && len(r.queue) == 0 && len(r.waiters) == 0 && now.Sub(c.used) > idleTime {
+		t.hangUp(c)
+		return
+	}
+	if r.addr.Kind == key.Client && !t.follow(c, now) {
+		return
+	}
+	if c.pool == nil {
+		owner := callOwner{t, c}
+		if r.addr.Kind == key.Relay {
+			c.pool = t.builder.toRelay(r.addr.Key, owner)
+		} else {
+			c.pool = t.builder.toClient(c.contact.Intros, owner)
+		}
+		pool := c.pool
+		t.later(func() { pool.tick(now) })
+	}
+	if t.choose(c, now) {
+		t.moved(c, now)
+	}
+	if c.path == nil {
+		return
+	}
+	if c.session == nil && c.try == nil {
+		c.try = t.newPending(c)
+		c.inits, c.wait, c.nextInit = 0, initWait, now
+	}
+	if c.try != nil && !now.Before(c.nextInit) {
+		if c.inits > 0 && t.swerve(c, now) && c.session != nil {
+			t.sendSwitch(c, now)
+		}
+		if c.inits > 1 {
+			t.refresh(c.r, now)
+		}
+		t.sendInit(c, now)
+	}
+	if c.session != nil {
+		t.doubt(c, now)
+	}
+}
+
+// follow keeps a call's contact up to date; false: there is none yet, or the call has ended.
+func (t *Table) follow(c *call, now time.Time) bool {
+	e := t.contact(c.r.addr.Key, now)
+	if e.cc != nil && e.cc != c.contact && !e.cc.Expired(now) {
+		if e.cc.Flags&netdb.FlagPFS == 0 && c.session == nil {
+			t.fail(c.r, ErrUnsupported)
+			t.hangUp(c)
+			return false
+		}
+		c.contact = e.cc
+		if pool := c.pool; pool != nil {
+			intros := c.contact.Intros
+			t.later(func() { pool.setIntros(intros) })
+		}
+	}
+	if c.contact == nil || c.contact.Expired(now) {
+		if c.session == nil && now.Before(e.missing) {
+			t.fail(c.r, ErrNotFound)
+			t.hangUp(c)
+			return false
+		}
+		t.seek(e, now)
+	} else if now.Sub(e.at) > contactStale {
+		t.seek(e, now)
+	}
+	return c.contact != nil
+}
+
+// refresh looks a client's contact up although we have one.
+func (t *Table) refresh(r *remote, now time.Time) {
+	if r.addr.Kind == key.Client {
+		t.seek(t.contact(r.addr.Key, now), now)
+	}
+}
+
+// choose takes the path that the pool says (protocol 3 section 6.4), or keeps a detour while it is good. True: it is another one than before.
+func (t *Table) choose(c *call, now time.Time) bool {
+	next := c.detour
+	if next == nil || !next.live(now) || next.expiry().Sub(now) < least {
+		c.detour = nil
+		next = c.pool.current(now)
+	}
+	return t.move(c, next)
+}
+
+// swerve takes another path although the present one looks good: it may not be.
+func (t *Table) swerve(c *call, now time.Time) bool {
+	others := slices.DeleteFunc(c.pool.paths(now), func(p onion) bool { return p == c.path || p.expiry().Sub(now) < least })
+	if len(others) == 0 {
+		return false
+	}
+	c.detour = others[rand.IntN(len(others))]
+	return t.move(c, c.detour)
+}
+
+// move makes p the current path; false: it was so, or there is none.
+func (t *Table) move(c *call, p onion) bool {
+	if p == c.path {
+		return false
+	}
+	c.path = p
+	if p == nil {
+		return false
+	}
+	w := &route{via: p, pivot: c.target()}
+	for _, s := range c.r.sessions {
+		if s.outbound {
+			s.route.Store(w)
+		}
+	}
+	return true
+}
+
+// target is the pivot id of messages on the current path: the remote's hop id there, or our own when the remote is the terminal relay.
+func (c *call) target() path.ID {
+	if c.r.addr.Kind == key.Relay {
+		return c.path.id()
+	}
+	return c.path.aligned()
+}
+
+// moved tells the remote that we are on another path now.
+func (t *Table) moved(c *call, now time.Time) {
+	if c.session != nil {
+		t.sendSwitch(c, now)
+		t.advance(c.r, now)
+	}
+	if c.try != nil {
+		t.sendInit(c, now)
+	}
+}
+
+// message gives a session message without its path layers: body, tag, pivot id.
+func message(body []byte, tag uint32, pivot *path.ID) []byte {
+	msg := binary.BigEndian.AppendUint32(append(make([]byte, 0, len(body)+tagSize+pivotSize), body...), tag)
+	if pivot != nil {
+		msg = append(msg, pivot[:]...)
+	}
+	return msg
+}
+
+func (t *Table) sendInit(c *call, now time.Time) {
+	body, err := c.try.init(c.path.id())
+	if err != nil {
+		return // the remote's key was checked
+	}
+	c.inits++
+	jitter := 0.8 + 0.4*rand.Float64()
+	c.nextInit = now.Add(time.Duration(jitter * float64(c.wait)))
+	c.wait = min(2*c.wait, initWaitMax)
+	var n seal.Nonce
+	t.nonces.draw(&n)
+	pivot := c.target()
+	t.count.InitsSent.Add(1)
+	c.path.control(path.TypeHandshake, message(body, 0, &pivot), n)
+}
+
+func (t *Table) sendSwitch(c *call, now time.Time) {
+	if c.spare == nil {
+		c.spare = t.newPending(c)
+	}
+	id := c.path.id()
+	init, err := c.spare.init(id)
+	if err != nil {
+		return
+	}
+	var n seal.Nonce
+	t.nonces.draw(&n)
+	pivot := c.target()
+	t.count.SwitchesSent.Add(1)
+	c.path.control(path.TypeHandshake, message(pathSwitch(&c.session.keys.out, &n, id, init), c.session.keys.peer, &pivot), n)
+}
+
+// affirm sends the accepted session's first message when there is no packet to send: a path switch to the path that it is on already, as a bare control message.
+// The remote learns by it that we have the keys, and that we will be on this session.
+func (t *Table) affirm(c *call) {
+	if c.path != nil {
+		t.signal(c.session, methodSwitch, switchParam(c.path.id()))
+	}
+}
+
+// signal sends a control message of a session.
+func (t *Table) signal(s *session, method string, param []byte) {
+	w := s.route.Load()
+	if w == nil {
+		return
+	}
+	var n seal.Nonce
+	t.nonces.draw(&n)
+	pivot := &w.pivot
+	if w.bare {
+		pivot = nil
+	}
+	w.via.control(path.TypeControl, message(sealControl(nil, &s.keys.out, &n, method, param), s.keys.peer, pivot), n)
+}
+
+// doubt acts when we send and hear nothing. A remote that never was heard gets a new init with a new tag; one that fell silent gets a path switch
+// over another path if there is one, with the spare init in it, and its contact is looked up again. Both are harmless to a remote that merely has nothing to say,
+// and are repeated after 2, 4, 8 ... times as long.
+func (t *Table) doubt(c *call, now time.Time) {
+	s := c.session
+	heard := time.Unix(0, s.heard.Load())
+	if s.said.Load()-s.heard.Load() < int64(minTalk) {
+		return
+	}
+	quiet := sureQuiet
+	if !s.sure.Load() {
+		quiet = unsureQuiet
+	}
+	due := heard.Add(quiet)
+	if c.doubted.After(heard) {
+		due = c.doubted.Add(c.patience)
+	} else {
+		c.patience = quiet
+	}
+	if now.Before(due) {
+		return
+	}
+	c.doubted = now
+	c.patience = min(2*c.patience, quietMax)
+	t.refresh(c.r, now)
+	swerved := t.swerve(c, now)
+	if s.sure.Load() || swerved {
+		t.sendSwitch(c, now)
+	}
+	if !s.sure.Load() && c.try == nil {
+		c.try = t.newPending(c)
+		c.inits, c.wait = 0, initWait
+		t.sendInit(c, now)
+	}
+}
+
+// accepted opens an accept that came to a tag of ours (protocol 4 section 3.5). The latest valid one counts.
+func (t *Table) accepted(tag uint32, box []byte, now time.Time) {
+	p := t.pending[tag]
+	if p == nil {
+		t.count.DropTag.Add(1)
+		return
+	}
+	if p.tries++; p.tries > acceptTries {
+		t.count.DropRate.Add(1)
+		return
+	}
+	ks, err := p.accept(box)
+	if err != nil {
+		t.count.DropForged.Add(1)
+		return
+	}
+	if old := t.tags[tag]; old != nil && old.keys == ks {
+		t.count.DropReplayed.Add(1)
+		return
+	}
+	c := p.c
+	s := &session{r: c.r, own: tag, keys: ks, outbound: true, since: now}
+	s.heard.Store(now.UnixNano())
+	if c.path != nil {
+		s.route.Store(&route{via: c.path, pivot: c.target()})
+	}
+	t.add(s, now)
+	t.count.AcceptsTaken.Add(1)
+	c.session, c.used = s, now
+	c.doubted, c.patience = time.Time{}, 0
+	// Other inits of ours are sent no more. An accept for one of them would still count: the remote may keep only what it was called for last.
+	for _, done := range []*pending{p, c.try} {
+		if done != nil && done.until.IsZero() {
+			done.until = now.Add(grace)
+		}
+	}
+	c.try = nil
+	if c.spare == p {
+		c.spare = nil
+	}
+	if len(c.r.queue) == 0 {
+		t.affirm(c)
+	}
+	t.sendOn(s, now)
+	t.advance(c.r, now)
+}
+
+// callOwner is told of the paths of a call.
+type callOwner struct {
+	t *Table
+	c *call
+}
+
+func (o callOwner) changed() {
+	o.t.lock()
+	if o.c.r.call == o.c {
+		o.t.drive(o.c, time.Now())
+	}
+	o.t.unlock()
+}
+
+func (o callOwner) datagram(b *packet.Buffer) { o.t.datagram(b) }
+
+func (o callOwner) controlled(via carrier, typ byte, msg []byte, n seal.Nonce) {
+	o.t.controlled(via, typ, msg, n)
+}

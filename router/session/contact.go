@@ -1,0 +1,265 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"lokinetd/router/key"
+	"lokinetd/router/netdb"
+	"lokinetd/router/packet"
+	"lokinetd/router/seal"
+)
+
+// Look-ups of client contacts (protocol 1 section 7.10): the four locations are asked at once, over up to four inbound paths. The first good answer is used, one signed later takes
+// its place.
+
+const (
+	missingTime  = 15 * time.Second       // a remote without a contact is not looked up again before
+	seekBackoff  = 990 * time.Millisecond // times the number of failures in a row
+	seekMax      = 10 * time.Second
+	seekSpacing  = 2 * time.Second // after a success
+	missingVotes = 3               // locations that have nothing, for "no contact" to be said before the last has answered
+)
+
+// contact is what is known of a client's contact. Under Table.ctl.
+type contact struct {
+	key      key.Public
+	cc       *netdb.ClientContact // the one signed last; may have expired; nil: none yet
+	at       time.Time            // when the network or the client last told it
+	used     time.Time
+	missing  time.Time // until then the network is believed to have none
+	busy     bool      // it is being looked up
+	failures int
+	next     time.Time // not before then it is looked up again
+	waiters  []chan<- struct{}
+}
+
+// contact finds or makes an entry. The least recently used goes when there are too many, unless it is in use.
+func (t *Table) contact(k key.Public, now time.Time) *contact {
+	e := t.contacts[k]
+	if e == nil {
+		if len(t.contacts) >= t.c.Limits.Contacts {
+			var old *contact
+			for _, o := range t.contacts {
+				if !t.wanted(o) && (old == nil || o.used.Before(old.used)) {
+					old = o
+				}
+			}
+			if old != nil {
+				delete(t.contacts, old.key)
+			}
+		}
+		e = &contact{key: k}
+		t.contacts[k] = e
+	}
+	e.used = now
+	return e
+}
+
+// wanted says whether somebody works with the entry.
+func (t *Table) wanted(e *contact) bool {
+	if e.busy || len(e.waiters) > 0 {
+		return true
+	}
+	r := t.remotes[key.Address{Key: e.key, Kind: key.Client}]
+	return r != nil && r.call != nil
+}
+
+// tendContacts looks up what is waited for and forgets what is of no use any more.
+func (t *Table) tendContacts(now time.Time) {
+	for k, e := range t.contacts {
+		switch {
+		case len(e.waiters) > 0:
+			t.seek(e, now)
+		case !t.wanted(e) && (e.cc == nil || e.cc.Expired(now)) && now.After(e.missing):
+			delete(t.contacts, k)
+		}
+	}
+}
+
+// seek starts a look-up unless one is on its way, or it is too early, or there is no path for it.
+func (t *Table) seek(e *contact, now time.Time) {
+	if e.busy || now.Before(e.next) || t.closed {
+		return
+	}
+	paths := t.entrance.paths(now)
+	if len(paths) == 0 {
+		return
+	}
+	blinded, err := e.key.Blind()
+	if err != nil {
+		e.missing = now.Add(missingTime)
+		return
+	}
+	paths = shuffled(paths, netdb.Locations)
+	e.busy = true
+	t.count.Lookups.Add(1)
+	answers := make(chan error, netdb.Locations)
+	for n := range netdb.Locations {
+		p := paths[n%len(paths)]
+		t.wg.Go(func() { answers <- t.ask(p, e, blinded, n) })
+	}
+	t.wg.Go(func() {
+		missing, good := 0, 0
+		for range netdb.Locations {
+			switch err := <-answers; {
+			case err == nil:
+				good++
+			case errors.Is(err, netdb.ErrNotFound):
+				if missing++; missing == missingVotes && good == 0 {
+					t.sought(e, false, true)
+				}
+			}
+		}
+		t.sought(e, good > 0, missing > 0)
+		t.lock()
+		e.busy = false
+		t.unlock()
+	})
+}
+
+// ask sends one find_cc and takes a good answer at once.
+func (t *Table) ask(p onion, e *contact, blinded key.Public, location int) error {
+	body, err := p.request(t.ctx, netdb.MethodFindCC, netdb.EncodeFindCC(blinded, location))
+	if err != nil {
+		return err
+	}
+	sealed, err := netdb.DecodeFoundCC(body)
+	if err != nil {
+		return err
+	}
+	cc, err := netdb.OpenClientContact(sealed, e.key)
+	if err != nil {
+		return err
+	}
+	now := time.Now()
+	if cc.Expired(now) {
+		return netdb.ErrNotFound
+	}
+	t.lock()
+	t.learn(e, cc, now)
+	t.unlock()
+	return nil
+}
+
+// learn takes a verified contact; an older one than we have changes nothing.
+func (t *Table) learn(e *contact, cc *netdb.ClientContact, now time.Time) {
+	e.at, e.failures, e.missing, e.next = now, 0, time.Time{}, now.Add(seekSpacing)
+	if e.cc != nil && !e.cc.Expired(now) && !cc.SignedAt.After(e.cc.SignedAt) {
+		return
+	}
+	e.cc = cc
+	t.tell(e, now)
+}
+
+// sought ends a look-up, or says that it will end without a contact.
+func (t *Table) sought(e *contact, good, missing bool) {
+	now := time.Now()
+	t.lock()
+	defer t.unlock()
+	if good {
+		return
+	}
+	e.failures++
+	e.next = now.Add(min(time.Duration(e.failures)*seekBackoff, seekMax))
+	if missing {
+		e.missing = now.Add(missingTime)
+	}
+	t.tell(e, now)
+}
+
+// tell wakes up who waits for a contact: they look whether it is there.
+func (t *Table) tell(e *contact, now time.Time) {
+	if e.cc != nil || now.Before(e.missing) {
+		for _, w := range e.waiters {
+			close(w)
+		}
+		e.waiters = nil
+	}
+	if r := t.remotes[key.Address{Key: e.key, Kind: key.Client}]; r != nil && r.call != nil {
+		t.drive(r.call, now)
+		t.prune(r)
+	}
+}
+
+// told takes a contact that a remote sent us over the session with it.
+func (t *Table) told(k key.Public, sealed []byte, now time.Time) {
+	cc, err := netdb.OpenClientContact(sealed, k)
+	if err != nil || cc.Expired(now) {
+		t.count.DropParse.Add(1)
+		return
+	}
+	t.lock()
+	if !t.closed {
+		t.learn(t.contact(k, now), cc, now)
+	}
+	t.unlock()
+}
+
+// Contact returns a client's contact: the one that is known, or what the network says. It waits for paths if need be. Errors: ErrNotFound, ErrClosed, ctx's.
+func (t *Table) Contact(ctx context.Context, k key.Public) (*netdb.ClientContact, error) {
+	if t.builder == nil || k.Check() != nil {
+		return nil, ErrNotFound
+	}
+	for {
+		now := time.Now()
+		t.lock()
+		if t.closed {
+			t.unlock()
+			return nil, ErrClosed
+		}
+		e := t.contact(k, now)
+		if e.cc != nil && !e.cc.Expired(now) {
+			cc := e.cc
+			t.unlock()
+			return cc, nil
+		}
+		if now.Before(e.missing) {
+			t.unlock()
+			return nil, ErrNotFound
+		}
+		wait := make(chan struct{})
+		e.waiters = append(e.waiters, wait)
+		t.seek(e, now)
+		t.unlock()
+		select {
+		case <-wait:
+			continue
+		case <-ctx.Done():
+		case <-t.ctx.Done():
+		}
+		t.lock()
+		e.waiters = slices.DeleteFunc(e.waiters, func(w chan<- struct{}) bool { return w == wait })
+		t.unlock()
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		return nil, ErrClosed
+	}
+}
+
+// entranceOwner is told of the inbound paths.
+type entranceOwner struct{ t *Table }
+
+func (o entranceOwner) changed() {
+	t, now := o.t, time.Now()
+	t.lock()
+	defer t.unlock()
+	if t.closed {
+		return
+	}
+	t.tendPublication(now)
+	for _, e := range t.contacts {
+		if e.cc == nil && t.wanted(e) {
+			t.seek(e, now)
+		}
+	}
+}
+
+func (o entranceOwner) datagram(b *packet.Buffer) { o.t.datagram(b) }
+
+func (o entranceOwner) controlled(via carrier, typ byte, msg []byte, n seal.Nonce) {
+	o.t.controlled(via, typ, msg, n)
+}

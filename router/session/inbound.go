@@ -1,0 +1,354 @@
+package session
+
+import (
+	"encoding/binary"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"lokinetd/router/key"
+	"lokinetd/router/packet"
+	"lokinetd/router/path"
+	"lokinetd/router/seal"
+)
+
+// TerminalDatagram takes a session datagram for this relay; with TerminalControl it makes a relay's Table the sessions' part of a [path.Local].
+func (t *Table) TerminalDatagram(_ *path.Terminal, b *packet.Buffer) { t.datagram(b) }
+
+// TerminalControl takes a session control or handshake message for this relay; see TerminalDatagram.
+func (t *Table) TerminalControl(hop *path.Terminal, typ byte, msg []byte, n [24]byte) {
+	t.controlled(terminal{hop}, typ, msg, n)
+}
+
+// controlled takes what came on the session_control channel over a path: msg, of which this owns the memory, is body and tag (protocol 4 section 2.4). Nothing is ever answered
+// on an error.
+func (t *Table) controlled(via carrier, typ byte, msg []byte, n seal.Nonce) {
+	if len(msg) < tagSize {
+		t.count.DropShort.Add(1)
+		return
+	}
+	body := msg[:len(msg)-tagSize]
+	tag := binary.BigEndian.Uint32(msg[len(body):])
+	switch {
+	case typ == path.TypeHandshake:
+		t.handshake(via, tag, body, &n)
+	case typ == path.TypeControl && tag != 0:
+		t.control(via, tag, body, &n)
+	default: // a 1.0 init too
+		t.count.DropType.Add(1)
+	}
+}
+
+func (t *Table) handshake(via carrier, tag uint32, body []byte, n *seal.Nonce) {
+	h, err := parseHandshake(body)
+	if err != nil {
+		t.count.DropParse.Add(1)
+		return
+	}
+	now := time.Now()
+	switch {
+	case h.kind == kindInit && tag == 0:
+		t.called(via, h.box, now)
+	case h.kind == kindAccept && tag != 0:
+		t.lock()
+		t.accepted(tag, h.box, now)
+		t.unlock()
+	case h.kind == kindSwitch && tag != 0:
+		t.switched(via, tag, h, n, now)
+	default:
+		t.count.DropParse.Add(1)
+	}
+}
+
+// called answers an init (protocol 4 section 3.4), or not:
+//
+//  1. nobody may call, or too many do: drop, before any key is touched
+//  2. open the box; the remote may call; the signature holds; p fits the path that it came on
+//  3. it is the init of a session that we have: the accept was lost, send it again on the path that this one came on. Unless the
+//     session's keys were used, then it is a copy
+//  4. there is room for another session
+//  5. keys, a tag, the accept. Other sessions with the remote stay
+func (t *Table) called(via carrier, box []byte, now time.Time) {
+	if t.c.Accept == nil {
+		t.count.DropRefused.Add(1)
+		return
+	}
+	if !t.gate.admit(via.id(), now) {
+		t.count.DropRate.Add(1)
+		return
+	}
+	in, err := openInit(t.c.Self, box, t.c.Accept)
+	switch {
+	case err == errRefused:
+		t.count.DropRefused.Add(1)
+		return
+	case err != nil:
+		t.count.DropForged.Add(1)
+		return
+	case t.c.Relay != (in.pivot == via.id()):
+		t.count.DropDirection.Add(1)
+		return
+	}
+	t.lock()
+	defer t.unlock()
+	if t.closed {
+		return
+	}
+	addr := key.Address{Key: in.remote, Kind: key.Client}
+	back := &route{via: via, pivot: in.pivot, bare: t.c.Relay}
+	if r := t.remotes[addr]; r != nil {
+		for _, s := range r.sessions {
+			if s.outbound || !s.init.same(&in) {
+				continue
+			}
+			if s.accept == nil {
+				t.count.DropReplayed.Add(1)
+				return
+			}
+			s.route.Store(back)
+			t.sendAccept(s)
+			return
+		}
+	}
+	if !t.room(addr, via, now) {
+		t.count.DropFull.Add(1)
+		return
+	}
+	s := &session{own: t.newTag(), since: now}
+	s.accept, s.keys, err = in.answer(t.c.Self, s.own)
+	if err != nil {
+		t.count.DropForged.Add(1)
+		return
+	}
+	in.m = nil
+	s.init = in
+	s.r = t.remote(addr)
+	s.route.Store(back)
+	t.add(s, now)
+	t.count.InitsTaken.Add(1)
+	t.sendAccept(s)
+	if c := s.r.call; c != nil && c.session != nil && t.leans(c.session, s, now) {
+		t.affirm(c) // both called; this ends on ours
+	}
+}
+
+func (t *Table) sendAccept(s *session) {
+	w := s.route.Load()
+	var n seal.Nonce
+	t.nonces.draw(&n)
+	pivot := &w.pivot
+	if w.bare {
+		pivot = nil
+	}
+	t.count.AcceptsSent.Add(1)
+	w.via.control(path.TypeHandshake, message(s.accept, s.keys.peer, pivot), n)
+}
+
+// room makes room for one more inbound session, at the cost of those of remotes that were not heard again after their init, the oldest first. Without
+// such ones a remote's own longest silent session goes.
+func (t *Table) room(addr key.Address, via carrier, now time.Time) bool {
+	var all, unsure, here int
+	var oldest, oldestHere, own *session
+	older := func(a, b *session) *session {
+		if a == nil || b.since.Before(a.since) {
+			return b
+		}
+		return a
+	}
+	for _, s := range t.tags {
+		if s.outbound {
+			continue
+		}
+		all++
+		if s.sure.Load() {
+			continue
+		}
+		unsure++
+		oldest = older(oldest, s)
+		if s.route.Load().via == via {
+			here++
+			oldestHere = older(oldestHere, s)
+		}
+	}
+	if r := t.remotes[addr]; r != nil {
+		count := 0
+		for _, s := range r.sessions {
+			if s.outbound {
+				continue
+			}
+			count++
+			if own == nil || !s.sure.Load() && own.sure.Load() ||
+				s.sure.Load() == own.sure.Load() && max(s.heard.Load(), s.since.UnixNano()) < max(own.heard.Load(), own.since.UnixNano()) {
+				own = s
+			}
+		}
+		if count < remoteSets {
+			own = nil
+		}
+	}
+	switch {
+	case own != nil:
+		t.remove(own, now)
+	case here >= max(1, t.c.Limits.Unsure/4):
+		t.remove(oldestHere, now)
+	case unsure >= t.c.Limits.Unsure, all >= t.c.Limits.Sessions && unsure > 0:
+		r := oldest.r
+		t.remove(oldest, now)
+		t.prune(r)
+	case all >= t.c.Limits.Sessions:
+		return false
+	}
+	return true
+}
+
+// switched takes a path switch (protocol 4 section 3.6). The init inside is used when we do not know the session, and also when the switch does not open: then the
+// remote has other keys than we.
+func (t *Table) switched(via carrier, tag uint32, h handshake, n *seal.Nonce, now time.Time) {
+	s := t.find(tag)
+	if s != nil && s.outbound {
+		t.count.DropDirection.Add(1)
+		return
+	}
+	if s != nil {
+		p, err := openSwitch(h.sealed, &s.keys.in, n)
+		if err == nil {
+			if !s.first(&s.signals, n) {
+				t.count.DropReplayed.Add(1)
+				return
+			}
+			t.reroute(s, via, p, now)
+			return
+		}
+	}
+	init, err := parseHandshake(h.init)
+	if err != nil || init.kind != kindInit {
+		if s != nil {
+			t.count.DropForged.Add(1)
+		} else {
+			t.count.DropTag.Add(1)
+		}
+		return
+	}
+	t.called(via, init.box, now)
+}
+
+// reroute makes the path that an authentic path switch came on the way back.
+func (t *Table) reroute(s *session, via carrier, p path.ID, now time.Time) {
+	if t.c.Relay != (p == via.id()) {
+		t.count.DropDirection.Add(1)
+		return
+	}
+	t.lock()
+	s.route.Store(&route{via: via, pivot: p, bare: t.c.Relay})
+	s.heard.Store(now.UnixNano())
+	t.count.SwitchesTaken.Add(1)
+	t.proven(s, now)
+	t.unlock()
+}
+
+// control takes a sealed control message (protocol 4 section 5).
+func (t *Table) control(via carrier, tag uint32, sealed []byte, n *seal.Nonce) {
+	s := t.find(tag)
+	if s == nil {
+		t.count.DropTag.Add(1)
+		return
+	}
+	plain, ok := seal.Open(sealed, &s.keys.in, n)
+	if !ok {
+		t.count.DropForged.Add(1)
+		return
+	}
+	if !s.first(&s.signals, n) {
+		t.count.DropReplayed.Add(1)
+		return
+	}
+	now := time.Now()
+	t.authentic(s, now)
+	method, param, err := parseControl(plain)
+	if err != nil {
+		t.count.DropParse.Add(1)
+		return
+	}
+	switch method {
+	case methodClose:
+		t.lock()
+		t.ended(s, now)
+		t.unlock()
+	case methodContact:
+		if !s.outbound || s.r.addr.Kind != key.Client {
+			t.count.DropDirection.Add(1)
+			return
+		}
+		t.told(s.r.addr.Key, param, now)
+	case methodSwitch:
+		p, err := parseSwitch(param)
+		switch {
+		case err != nil:
+			t.count.DropParse.Add(1)
+		case s.outbound:
+			t.count.DropDirection.Add(1)
+		default:
+			t.reroute(s, via, p, now)
+		}
+	}
+}
+
+// ended: the remote said good-bye. What we called for is given up with its paths, and so is the contact that they were built by: it may restart.
+func (t *Table) ended(s *session, now time.Time) {
+	if t.tags[s.own] != s {
+		return
+	}
+	r := s.r
+	t.remove(s, now)
+	if s.outbound && r.call != nil && r.call.session == nil {
+		delete(t.contacts, r.addr.Key)
+		t.hangUp(r.call)
+	}
+	t.tend(r, now)
+}
+
+// gate bounds how many inits are opened: in all, and over one path half as many.
+type gate struct {
+	all  *rate.Limiter
+	each rate.Limit
+
+	mu sync.Mutex
+	by map[path.ID]*rate.Limiter
+}
+
+const (
+	gateBurst = 4    // seconds of the rate that may come at once
+	gatePaths = 4096 // paths whose rate is known at a time; more get nothing until some have been idle
+)
+
+func (g *gate) set(perSecond int) {
+	g.each = rate.Limit(perSecond) / 2
+	g.all = rate.NewLimiter(rate.Limit(perSecond), gateBurst*perSecond)
+	g.by = make(map[path.ID]*rate.Limiter)
+}
+
+func (g *gate) admit(via path.ID, now time.Time) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	l := g.by[via]
+	if l == nil {
+		if len(g.by) >= gatePaths {
+			return false
+		}
+		l = rate.NewLimiter(g.each, max(1, g.all.Burst()/2))
+		g.by[via] = l
+	}
+	return l.AllowN(now, 1) && g.all.AllowN(now, 1)
+}
+
+// sweep forgets paths that have their full burst again.
+func (g *gate) sweep(now time.Time) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for id, l := range g.by {
+		if l.TokensAt(now) >= float64(l.Burst()) {
+			delete(g.by, id)
+		}
+	}
+}

@@ -1,0 +1,212 @@
+package session
+
+import (
+	"errors"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"lokinetd/router/netdb"
+	"lokinetd/router/path"
+)
+
+// Our contact (protocol 1 section 7.8): made from the active inbound paths, pushed to those who called us, published at four locations over up to four paths.
+//
+//   - when a path came and there are as many as wanted, or it is 15 s since the last time
+//   - when one went that is in the published contact
+//   - for the first time: 2 s after the first path at the latest, so that slow builds do not keep us away
+//   - at the locations that did not confirm: again, after 5, 10, 20, 40, 60, 60 ... s
+//
+// and at most every 5 s.
+
+const (
+	publishSpacing = 5 * time.Second
+	publishRetry   = time.Minute // at most between two tries
+	publishFirst   = 2 * time.Second
+	publishLate    = 15 * time.Second
+)
+
+// Publication says how far our contact is known.
+type Publication struct {
+	At        time.Time // when the present contact was signed; zero: none was
+	Intros    int       // in it
+	Expiry    time.Time // of the intro that lasts longest
+	Locations int       // of 4 that have confirmed the present contact
+	Err       error     // why one has not; nil: all have, or have not answered yet
+}
+
+// Reachable says whether somebody who looks for the contact finds it.
+func (p Publication) Reachable(now time.Time) bool { return p.Locations > 0 && now.Before(p.Expiry) }
+
+// publisher is under Table.ctl.
+type publisher struct {
+	flags   uint8
+	srv     []netdb.SRV
+	changed bool      // flags or srv
+	since   time.Time // when the first path came
+	next    time.Time // not before
+	wait    time.Duration
+	round   int // of the present contact; answers of earlier ones count for nothing
+	sealed  []byte
+	intros  map[path.ID]bool
+	asked   [netdb.Locations]bool // unanswered
+	stored  [netdb.Locations]bool
+	warned  bool
+	state   Publication
+}
+
+// Publication returns how far our contact is known.
+func (t *Table) Publication() Publication {
+	t.lock()
+	defer t.unlock()
+	return t.publish.state
+}
+
+// SetContact changes what our contact says, and publishes it again.
+func (t *Table) SetContact(flags uint8, srv []netdb.SRV) {
+	t.lock()
+	defer t.unlock()
+	t.publish.flags, t.publish.srv, t.publish.changed = flags, slices.Clone(srv), true
+}
+
+// tendPublication publishes if it is time.
+func (t *Table) tendPublication(now time.Time) {
+	p := &t.publish
+	if !t.c.Publish || t.entrance == nil {
+		return
+	}
+	paths := t.entrance.paths(now)
+	if len(paths) == 0 {
+		p.since = time.Time{}
+		return
+	}
+	if p.since.IsZero() {
+		p.since = now
+	}
+	if now.Before(p.next) {
+		return
+	}
+	gained, kept := false, 0
+	for _, o := range paths {
+		if p.intros[o.id()] {
+			kept++
+		} else {
+			gained = true
+		}
+	}
+	switch {
+	case p.changed, kept < len(p.intros),
+		gained && len(paths) >= t.c.Inbound,
+		gained && p.sealed != nil && now.Sub(p.state.At) >= publishLate,
+		gained && p.sealed == nil && now.Sub(p.since) >= publishFirst:
+		t.announce(paths, now)
+	case p.sealed != nil && !all(p.stored) && !slices.Contains(p.asked[:], true):
+		p.wait = min(2*p.wait, publishRetry)
+		p.next = now.Add(p.wait)
+		t.spread(paths)
+	}
+}
+
+// announce makes a new contact and publishes it.
+func (t *Table) announce(paths []onion, now time.Time) {
+	p := &t.publish
+	p.next, p.wait = now.Add(publishSpacing), publishSpacing
+	cc := netdb.ClientContact{Flags: p.flags | netdb.FlagPFS, SRV: p.srv}
+	intros := make(map[path.ID]bool, len(paths))
+	var last time.Time
+	for _, o := range paths {
+		cc.Intros = append(cc.Intros, netdb.Intro{Expiry: o.expiry(), Hop: o.id(), Relay: o.pivot()})
+		intros[o.id()] = true
+		if o.expiry().After(last) {
+			last = o.expiry()
+		}
+	}
+	sealed, err := cc.Seal(t.c.Self, now)
+	if err != nil { // an SRV record that is none
+		p.state.Err = err
+		t.notify()
+		return
+	}
+	p.round++
+	p.sealed, p.intros, p.changed = sealed, intros, false
+	p.stored, p.asked = [netdb.Locations]bool{}, [netdb.Locations]bool{}
+	p.state = Publication{At: now, Intros: len(paths), Expiry: last}
+	t.count.Publications.Add(1)
+	for _, s := range t.tags {
+		if w := s.route.Load(); !s.outbound && w != nil && w.via.live(now) {
+			t.signal(s, methodContact, sealed)
+		}
+	}
+	t.spread(paths)
+	t.notify()
+}
+
+// spread sends the present contact to the locations that have not confirmed it.
+func (t *Table) spread(paths []onion) {
+	p := &t.publish
+	paths = shuffled(paths, netdb.Locations)
+	for n := range netdb.Locations {
+		if p.stored[n] {
+			continue
+		}
+		p.asked[n] = true
+		over, round, sealed := paths[n%len(paths)], p.round, p.sealed
+		t.wg.Go(func() {
+			body, err := over.request(t.ctx, netdb.MethodPublishCC, netdb.EncodePublishCC(sealed, n))
+			if err == nil {
+				err = netdb.DecodeStatus(body)
+			}
+			t.answered(round, n, err)
+		})
+	}
+}
+
+// answered notes what became of the contact at one location.
+func (t *Table) answered(round, n int, err error) {
+	t.lock()
+	defer t.unlock()
+	p := &t.publish
+	if round != p.round || t.closed {
+		return
+	}
+	p.asked[n], p.stored[n] = false, err == nil
+	p.state.Locations = 0
+	for _, ok := range p.stored {
+		if ok {
+			p.state.Locations++
+		}
+	}
+	switch {
+	case err != nil:
+		p.state.Err = err
+		clock := errors.Is(err, errSlowClock) || errors.Is(err, errFastClock)
+		if clock && !p.warned {
+			p.warned = true
+			t.log.Warn("a relay refuses our contact: this host's clock is wrong, or the relay's", "error", err)
+		}
+	case p.state.Locations == netdb.Locations:
+		p.state.Err = nil
+	}
+	t.notify()
+}
+
+var (
+	errSlowClock = &netdb.ReplyStatus{Text: netdb.StatusSlowClock}
+	errFastClock = &netdb.ReplyStatus{Text: netdb.StatusFastClock}
+)
+
+func (t *Table) notify() {
+	if t.c.Published != nil {
+		state := t.publish.state
+		t.later(func() { t.c.Published(state) })
+	}
+}
+
+func all(done [netdb.Locations]bool) bool { return !slices.Contains(done[:], false) }
+
+// shuffled gives up to n of the paths, in random order.
+func shuffled(paths []onion, n int) []onion {
+	paths = slices.Clone(paths)
+	rand.Shuffle(len(paths), func(i, j int) { paths[i], paths[j] = paths[j], paths[i] })
+	return paths[:min(n, len(paths))]
+}
