@@ -13,14 +13,14 @@ import (
 const requestTimeout = 10 * time.Second
 
 // Link is one established connection to a neighbour; link.Conn is one. Values are comparable, and two of them are equal when they are the
-// same connection. Safe for concurrent use.
+// same connection. Safe for concurrent use. No method keeps the body that it is given.
 type Link interface {
 	// Send queues one datagram and takes ownership of it. It never blocks.
 	Send(b *packet.Buffer)
-	// Request sends a request, whose body it keeps until it returns, and waits for the reply. An error reply of the other side is an error that is
-	// a [RemoteError]; all others mean that nothing came.
+	// Request sends a request and waits for the reply, which is the caller's. An error reply of the other side is an error that is a [RemoteError]; all
+	// others mean that nothing came.
 	Request(ctx context.Context, name string, body []byte) ([]byte, error)
-	// Command sends a request that has no reply, and keeps the body. It never blocks.
+	// Command sends a request that has no reply. It never blocks; no error means queued, not sent.
 	Command(name string, body []byte) error
 }
 
