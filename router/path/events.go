@@ -99,15 +99,21 @@ func (e *events) pending() bool {
 // drain tells what is queued; the caller has the turn. False after close.
 func (e *events) drain() bool {
 	for {
-		e.mu.Lock()
-		if len(e.queued) == 0 {
-			defer e.mu.Unlock()
-			return !e.closed
+		tell, open := e.next()
+		if tell == nil {
+			return open
 		}
-		tell := e.queued[0]
-		e.queued[0] = nil
-		e.queued = e.queued[1:]
-		e.mu.Unlock()
 		tell(e.owner)
 	}
+}
+
+func (e *events) next() (tell func(Owner), open bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if len(e.queued) > 0 {
+		tell = e.queued[0]
+		e.queued[0] = nil
+		e.queued = e.queued[1:]
+	}
+	return tell, !e.closed
 }
