@@ -13,6 +13,16 @@
 // what it knows to be foreign; the same rule once more on the bytes that are about to be sent (mayLeave); and a memory of names that we
 // answered without a record, because a stub resolver then appends its search domains and asks for name.loki.example.net.
 //
+// Where the protocol document leaves a choice, or the reference does what resolvers do not expect:
+//
+//   - A CNAME stands at the name that was asked for, subdomains included (www.name.loki CNAME www.KEY.loki); resolvers throw away one that stands at name.loki
+//     alone. localhost leads to our address in one step, in all three domains.
+//   - A bare domain has a SOA record and NODATA for the rest, also while not connected. A name that exists is NODATA for every type that it has
+//     not, ANY included.
+//   - SERVFAIL carries an extended error when the client has EDNS: without one, systemd-resolved repeats the query with fewer features.
+//   - A BADCOOKIE is never sent over TCP, where the client's address is proven.
+//   - Upstreams are always asked with RD and with EDNS options of our own.
+//
 // The package resolves nothing itself: names, addresses and sessions are the business of Source, which package router implements. It does not
 // tell the host to use it.
 package dns

@@ -18,7 +18,7 @@ const (
 	ednsSize   = 1232           // of a UDP reply at most; also what we say that we take
 )
 
-// reply is an answer in the making. It is given back by exactly one of the functions that set why.
+// reply is an answer in the making. It is complete when why is set.
 type reply struct {
 	msg    *dns.Msg // header and question set; sections and rcode to be filled in
 	labels []string // of the question's name, as on the wire, lowered

@@ -280,7 +280,7 @@ func TestRealSockets(t *testing.T) {
 			go func() { done <- s.Run(ctx) }()
 			targets := []string{"127.0.0.1", "127.3.2.1"}
 			if own.Addr().Is6() {
-				targets = []string{"::1"}
+				targets = []string{"::1", "127.0.0.1"}
 			}
 			if !own.Addr().IsUnspecified() {
 				targets = []string{own.Addr().String()}
