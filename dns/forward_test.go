@@ -528,8 +528,8 @@ func TestNothingLeaves(t *testing.T) {
 		t.Errorf("%d sent, %d kept: the names do not test much", sent, kept)
 	}
 	for i, s := range servers {
-		if s.Stats().Crashed != 0 {
-			t.Error("crashed")
+		if st := s.Stats(); st.Crashed != 0 || st.Upstream.Failed != 0 || st.Upstream.Strange != 0 {
+			t.Errorf("%+v", st)
 		}
 		ups[i].idle(t)
 	}
