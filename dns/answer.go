@@ -183,7 +183,7 @@ func (s *Server) target(text string, a key.Address) (string, bool) {
 }
 
 // answerApex answers for loki, sesh and snode themselves. They exist, with a SOA record and nothing else, connected or not: resolvers look for one there to learn
-// where a zone begins. (The reference answers FORMERR, which makes systemd-resolved give up EDNS for the whole server.)
+// where a zone begins. (The reference answers FORMERR, which systemd-resolved takes for missing EDNS: it repeats the query with fewer features.)
 func (s *Server) answerApex(r *reply) {
 	if r.msg.Question[0].Qtype == dns.TypeSOA {
 		r.add(s.soa(r.zone, noDataTTL))

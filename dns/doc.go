@@ -19,7 +19,8 @@
 //     alone. localhost leads to our address in one step, in all three domains.
 //   - A bare domain has a SOA record and NODATA for the rest, also while not connected. A name that exists is NODATA for every type that it has
 //     not, ANY included.
-//   - SERVFAIL carries an extended error when the client has EDNS: without one, systemd-resolved repeats the query with fewer features.
+//   - SERVFAIL carries an extended error when the client has EDNS. systemd-resolved repeats a failed query, then again with fewer features; versions that read
+//     extended errors (its pull request 30513; not Debian 12's) stop at once.
 //   - A BADCOOKIE is never sent over TCP, where the client's address is proven.
 //   - Upstreams are always asked with RD and with EDNS options of our own.
 //

@@ -25,7 +25,8 @@ var (
 // An Address is always canonical: one key and kind, whichever text form was asked for.
 type Source interface {
 	// Ready reports whether the node is connected: at least one path is up. While connecting it waits for that until ctx ends; when there is no
-	// hope it should return false at once. Not ready: SERVFAIL for everything but our own address.
+	// hope it must return false at once: systemd-resolved repeats a query that failed, and each is held. Not ready: SERVFAIL for everything but our own
+	// address.
 	Ready(ctx context.Context) bool
 
 	// Self is the address that localhost.loki stands for.

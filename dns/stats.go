@@ -42,8 +42,8 @@ const (
 // String is the word in logs.
 func (r reason) String() string { return reasonText[r].word }
 
-// reasonText: the word for logs, and the extended error (RFC 8914) that goes with the reply when it has a text. It does more than explain: systemd-resolved takes a
-// bare SERVFAIL for a server that cannot do EDNS and repeats the query with fewer features, each time held again.
+// reasonText: the word for logs, and the extended error (RFC 8914) that goes with the reply when it has a text. It does more than explain: it tells systemd-resolved
+// not to repeat the query (see the package comment), each time to be held again.
 var reasonText = [reasons]struct {
 	word string
 	code uint16
