@@ -53,9 +53,12 @@ type mapped struct {
 	remote         key.Address
 	addr4, addr6   netip.Addr   // invalid: none
 	used           atomic.Int64 // last use, nanoseconds since Map.epoch
-	live, reserved bool
+	live           bool
+	fixed4, fixed6 bool // reserved
 	gone           bool
 }
+
+func (e *mapped) reserved() bool { return e.fixed4 || e.fixed6 }
 
 // NewMap makes the map of the endpoint self with the own addresses own4 and own6, each with the length of its range; the zero Prefix: none of
 // this family. IPv4 ranges are /8 to /30, IPv6 ranges /48 to /64. The own addresses belong to self for good.
@@ -72,7 +75,7 @@ func NewMap(self key.Address, own4, own6 netip.Prefix) (*Map, error) {
 			return nil, fmt.Errorf("netif: range %v: the address is that of the network, or its broadcast address", p)
 		}
 	}
-	e := &mapped{remote: self, reserved: true}
+	e := &mapped{remote: self, fixed4: true, fixed6: true}
 	m.remote[self] = e
 	if own4.IsValid() {
 		e.addr4 = own4.Addr()
@@ -219,23 +222,26 @@ func (m *Map) Reserve(remote key.Address, a netip.Addr, now time.Time) error {
 		return fmt.Errorf("netif: reserve %v: taken", a)
 	}
 	e := m.remote[remote]
-	if e != nil && e.reserved && (a.Is4() && e.addr4.IsValid() && e.addr4 != a || a.Is6() && e.addr6 != a) {
+	if e != nil && (a.Is4() && e.fixed4 && e.addr4 != a || a.Is6() && e.fixed6 && e.addr6 != a) {
 		return fmt.Errorf("netif: reserve %v: the remote has a reserved address already", a)
 	}
 	e, err := m.get(remote, now)
 	if err != nil {
 		return err
 	}
-	e.reserved = true
 	if a.Is4() {
+		e.fixed4 = true
 		if e.addr4 != a {
 			m.drop4(e)
 			m.set4(e, a)
 		}
-	} else if e.addr6 != a {
-		delete(m.addr, e.addr6)
-		e.addr6 = a
-		m.addr[a] = e
+	} else {
+		e.fixed6 = true
+		if e.addr6 != a {
+			delete(m.addr, e.addr6)
+			e.addr6 = a
+			m.addr[a] = e
+		}
 	}
 	return nil
 }
@@ -254,7 +260,7 @@ func (m *Map) Mappings(now time.Time) []Mapping {
 	defer m.mu.RUnlock()
 	l := make([]Mapping, 0, len(m.remote))
 	for _, e := range m.remote {
-		l = append(l, Mapping{e.remote, e.addr4, e.addr6, e.live, e.reserved, now.Sub(m.epoch) - time.Duration(e.used.Load())})
+		l = append(l, Mapping{e.remote, e.addr4, e.addr6, e.live, e.reserved(), now.Sub(m.epoch) - time.Duration(e.used.Load())})
 	}
 	slices.SortFunc(l, func(a, b Mapping) int { return int(a.Idle.Seconds() - b.Idle.Seconds()) })
 	return l
@@ -349,7 +355,7 @@ func (m *Map) oldest(h *ages, now time.Time) *mapped {
 			heap.Pop(h)
 		case t-top.at < int64(keepMapping):
 			return nil
-		case top.e.live || top.e.reserved:
+		case top.e.live || top.e.reserved():
 			top.at = t
 			heap.Fix(h, 0)
 		case used > top.at:
