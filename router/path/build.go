@@ -25,6 +25,8 @@ const (
 	buildSize = MaxHops * frameSize
 
 	maxLifetime = 1380 // seconds; a relay accepts no more (section 1.1)
+
+	frameV1 = 0x01 // first byte of the frames that are not spoken here (section 2.9)
 )
 
 // frame is what a client decides for one hop. The keys and nonces of two hops are never the same.
@@ -121,6 +123,9 @@ type record struct {
 func openBuild(sec *key.Secret, self key.Public, msg []byte) (rec record, text string) {
 	if len(msg) != buildSize {
 		return rec, textBadFrames
+	}
+	if msg[0] == frameV1 {
+		return rec, textBadFrames // as if of another size: the sender's next try has a chance with v0 only (protocol/README decision 2)
 	}
 	f := fields(msg[:frameSize])
 	eph := f.next("d1:k32:", 32)

@@ -46,7 +46,8 @@ type ClientConfig struct {
 // Client is the client's side: edges, and the paths of all pools over them. Safe for concurrent use. Its owner reports connections with EdgeUp and EdgeDown, brings what comes in
 // over them, calls Tick every 250 ms, and calls Close.
 //
-// Builds and pings wait for answers in goroutines of the Client, at most one for each path that a pool wants and three for each that it has; Close waits for them.
+// Builds and pings wait for answers in goroutines of the Client: one for each path under way, and three at most for each path that is up, at the default interval. Close
+// waits for them.
 type Client struct {
 	opt     Options
 	store   *netdb.Store
@@ -98,7 +99,8 @@ func keySet(ids []key.Public) map[key.Public]bool {
 	return m
 }
 
-// Close gives up all pools and returns when everything that waited for an answer has ended.
+// Close gives up all pools and returns when everything that waited for an answer has ended. An event may still be told meanwhile: the caller holds no lock that
+// an Owner takes.
 func (c *Client) Close() {
 	c.mu.Lock()
 	c.closed = true

@@ -2,6 +2,7 @@ package path
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"slices"
 	"sync"
@@ -336,6 +337,128 @@ func TestEvents(t *testing.T) {
 	pool.events.flush()
 }
 
+// TestEventsLeft: what is posted while a message has the turn is told when the message is done with.
+func TestEventsLeft(t *testing.T) {
+	r := newRigged(t)
+	r.owner.onMessage = func(_ *Path, b *packet.Buffer) {
+		b.Release()
+		done := make(chan struct{})
+		go func() {
+			r.EdgeDown(r.link) // does not wait for the turn
+			close(done)
+		}()
+		<-done
+	}
+	r.Datagram(r.link, buffer(r.down(make([]byte, 100), fillID(0x40), TypeData, fill24(7))))
+	if _, downs, _ := r.owner.counts(); downs[EdgeLost] != 1 {
+		t.Errorf("%v", downs)
+	}
+}
+
+// script is a Link that answers builds with OK and pings as it is told, each after 100 ms; then it says nothing.
+type script struct {
+	tapLink
+	t     *testing.T
+	path  func() *Path
+	pings []string
+	next  int
+}
+
+func (l *script) Request(ctx context.Context, name string, body []byte) ([]byte, error) {
+	if name == nameBuild {
+		return status(textOK), nil
+	}
+	says := "silence"
+	if l.next < len(l.pings) {
+		says = l.pings[l.next]
+	}
+	l.next++
+	if says == "silence" {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	time.Sleep(100 * time.Millisecond)
+	hops := l.path().hops
+	switch says {
+	case "error":
+		return nil, failReply(status(textError))
+	case "closed":
+		return nil, errSim
+	case "forged":
+		return make([]byte, 80), nil
+	case "short":
+		return make([]byte, 20), nil
+	}
+	// A reply of a one-hop path's terminal, which is what the pool has.
+	return sealReply([]byte(says), &hops[0], newNonce(), &ID{}), nil
+}
+
+// TestPings: what each outcome of a ping does, and when (protocol 3 section 6.5).
+func TestPings(t *testing.T) {
+	ok, many := status(textOK), func(s string, n int) []string { return slices.Repeat([]string{s}, n) }
+	for _, c := range []struct {
+		name  string
+		pings []string
+		why   Reason
+		after time.Duration // from the first ping
+	}{
+		{"silence", nil, Silent, 35 * time.Second}, // 5 s a ping, the sixth one lasts 10 s
+		{"error", []string{"error"}, Refused, 100 * time.Millisecond},
+		{"error later", []string{string(ok), string(ok), "error"}, Refused, 10*time.Second + 100*time.Millisecond},
+		// The answer to the sixth comes before the fifth has been waited for, which counts again as the first.
+		{"five silent, one answered", append(many("silence", 5), string(ok)), Silent, 60 * time.Second},
+		{"another answer is one", append(many("forged", 5), "d1:!5:ERRORe"), Silent, 30*time.Second + 35*time.Second},
+		{"forged", many("forged", 6), Silent, 25*time.Second + 100*time.Millisecond},
+		{"short", many("short", 6), Silent, 25*time.Second + 100*time.Millisecond},
+		{"link says no", many("closed", 6), Silent, 25*time.Second + 100*time.Millisecond},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			n := newSimNet(t, 2, 0)
+			opt := DefaultOptions()
+			opt.Edges = 1
+			cl := NewClient(ClientConfig{Options: opt, Store: n.store})
+			w := newWatcher(t)
+			link := &script{t: t, pings: c.pings}
+			pool := cl.NewPool(PoolConfig{Kind: Inbound, Hops: 1, Want: 1, Owner: w})
+			link.path = func() *Path {
+				pool.mu.Lock()
+				defer pool.mu.Unlock()
+				return pool.paths[0]
+			}
+			cl.EdgeUp(n.relays[0].id, link)
+			synctest.Wait()
+			began := time.Now() // the next tick pings
+			for {
+				cl.Tick(time.Now())
+				time.Sleep(250 * time.Millisecond)
+				synctest.Wait()
+				if _, downs, last := w.counts(); len(downs) > 0 || time.Since(began) > 5*time.Minute {
+					if got := last.Sub(began); downs[c.why] != 1 || got != c.after {
+						t.Errorf("%s: %v after %v, want %s after %v", c.name, downs, got, c.why, c.after)
+					}
+					break
+				}
+			}
+			cl.Close()
+			n.close()
+		})
+	}
+}
+
+// TestLateOK: an OK that comes after the edge's connection is gone establishes nothing, and is no failure.
+func TestLateOK(t *testing.T) {
+	r := newRigged(t)
+	link := &script{t: t}
+	p := &Path{pool: r.pool, link: link, relays: []key.Public{exampleRelay(0).Public()}, expiry: time.Now().Add(time.Minute).Round(0)}
+	r.pool.mu.Lock()
+	r.pool.paths = append(r.pool.paths, p)
+	r.pool.mu.Unlock()
+	r.pool.attempt(p)
+	if ups, _, _ := r.owner.counts(); ups != 1 || p.carries() || r.pool.Failures() != 0 || len(r.pool.List()) != 1 {
+		t.Error("established over a connection that is gone")
+	}
+}
+
 // TestAligned: to which introductions paths are built, and what a new contact does to them (protocol 3 sections 6.3 and 6.4).
 func TestAligned(t *testing.T) {
 	world(t, 10, DefaultOptions(), func(t *testing.T, n *simNet, c *simClient) {
@@ -396,6 +519,17 @@ func TestAligned(t *testing.T) {
 		paths = run()
 		if len(paths) != 2 || !slices.ContainsFunc(paths, func(p *Path) bool { return p.Aligned() == fillID(9) }) {
 			t.Error("paths:", describePaths(pool))
+		}
+		// A new contact may say that an introduction ends sooner: a current path that nobody would choose any more is left.
+		cur = pool.Current(time.Now())
+		other := paths[slices.IndexFunc(paths, func(p *Path) bool { return p != cur })]
+		again := []netdb.Intro{
+			{Expiry: time.Now().Add(59 * time.Second), Relay: cur.Pivot(), Hop: cur.Aligned()},
+			{Expiry: other.Expiry(), Relay: other.Pivot(), Hop: other.Aligned()},
+		}
+		pool.SetIntros(again)
+		if got := pool.Current(time.Now()); got != other {
+			t.Error("stays on a path to an introduction that ends")
 		}
 		// A remote that changes its contact again and again makes us keep no more than Want old paths.
 		for i := range 10 {

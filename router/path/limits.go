@@ -14,7 +14,7 @@ type Limits struct {
 	Builds      int // path_build requests that wait for the next hop, in all; default 2,048
 	ClientBuild int // over one client connection; default 64
 	RelayBuild  int // over one relay; default 512
-	// BuildRate is how many path_build requests a second one link may send before the key agreement, the dearest thing that a message can make a relay do (0.2 ms), is
+	// BuildRate is how many path_build requests a second one link may send before the key agreement, the dearest thing that a message can make a relay do (0.15 ms), is
 	// done for it; ten times as many at once. Default 20 for a client connection, 50 times that for a relay.
 	BuildRate     int
 	Requests      int // path_control requests that wait for the next hop, in all; default 8,192

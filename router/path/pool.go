@@ -144,14 +144,18 @@ func (p *Pool) Current(now time.Time) *Path {
 // Tick lets time pass: it retires, pings and builds what is due. The client's Tick calls it; an owner may do so more often, to have its
 // first paths at once for instance.
 func (p *Pool) Tick(now time.Time) {
+	var missing key.Public
 	p.mu.Lock()
 	if !p.closed {
 		p.expire(now)
 		p.trim(now)
-		p.build(now)
+		missing = p.build(now)
 		p.ping(now)
 	}
 	p.mu.Unlock()
+	if connect := p.client.connect; connect != nil && !missing.IsZero() {
+		connect(missing)
+	}
 	p.events.flush()
 }
 
@@ -310,18 +314,18 @@ func backoff(failures int) time.Duration {
 	return time.Duration(1+failures-3) * time.Second
 }
 
-// build begins the builds that are due.
-func (p *Pool) build(now time.Time) {
+// build begins the builds that are due. missing is a relay that a path of one hop ends at and that there is no connection to.
+func (p *Pool) build(now time.Time) (missing key.Public) {
 	if p.failures > 0 && now.Before(p.failed.Add(backoff(p.failures))) {
-		return
+		return missing
 	}
 	needed, intros := p.needed(now)
 	if needed <= 0 {
-		return
+		return missing
 	}
 	ch, ok := p.client.chooser(now)
 	if !ok {
-		return
+		return missing
 	}
 	for range needed {
 		path, err := p.plan(&ch, intros, now)
@@ -330,18 +334,19 @@ func (p *Pool) build(now time.Time) {
 			p.client.count.BuildsUnfit.Add(1)
 			p.fail(now)
 			p.client.log.Debug("no path can be built", "pool", p.cfg.Label, "err", err)
-			if errors.Is(err, errNotEdge) && p.client.connect != nil {
-				p.client.connect(path.Pivot())
+			if errors.Is(err, errNotEdge) {
+				missing = path.Pivot()
 			}
-			return
+			return missing
 		}
 		p.paths = append(p.paths, path)
 		if !p.client.start(func() { p.attempt(path) }) {
 			p.setState(path, pathDown, Dropped)
-			return
+			return missing
 		}
 		p.client.count.Builds.Add(1)
 	}
+	return missing
 }
 
 func (p *Pool) fail(now time.Time) {

@@ -231,8 +231,8 @@ func TestHour(t *testing.T) {
 		if len(e.received) != int(e.sent) || len(e.answered) != int(e.sent) || e.sent < 5000 {
 			t.Errorf("%d sent, %d received, %d answered", e.sent, len(e.received), len(e.answered))
 		}
-		// 1200 s a path, given up a minute before its end for one that is up to 900 s younger.
-		if relaySwitches < 4 || relaySwitches > 12 || switches < 4 || switches > 12 {
+		// A path is chosen with 300 s left at least and 1200 s at most, and kept until it has 60 s.
+		if relaySwitches < 4 || relaySwitches > 23 || switches < 4 || switches > 23 {
 			t.Errorf("%d switches of the relay session, %d of the client's", relaySwitches, switches)
 		}
 		_, downs, _ := wB.counts()

@@ -84,18 +84,14 @@ func (t *table) live(id *ID) *hop {
 	return h
 }
 
-// put adds a hop under both ids unless one is taken. Relay.mu is held: nobody else adds between look and put.
-func (t *table) put(h *hop) bool {
-	if t.any(&h.rx) != nil || t.any(&h.tx) != nil {
-		return false
-	}
+// put adds a hop under both ids. Relay.mu is held since any said that they are free: nothing is ever overwritten.
+func (t *table) put(h *hop) {
 	for _, id := range []*ID{&h.rx, &h.tx} {
 		s := t.shard(id)
 		s.mu.Lock()
 		s.m[*id] = h
 		s.mu.Unlock()
 	}
-	return true
 }
 
 func (t *table) remove(h *hop) {
