@@ -125,7 +125,7 @@ func openBuild(sec *key.Secret, self key.Public, msg []byte) (rec record, text s
 		return rec, textBadFrames
 	}
 	if msg[0] == frameV1 {
-		return rec, textBadFrames // as if of another size: the sender's next try has a chance with v0 only (protocol/README decision 2)
+		return rec, textBadFrames // protocol/README decision 2
 	}
 	f := fields(msg[:frameSize])
 	eph := f.next("d1:k32:", 32)

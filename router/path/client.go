@@ -43,8 +43,8 @@ type ClientConfig struct {
 	Log     *slog.Logger // nil: discard
 }
 
-// Client is the client's side: edges, and the paths of all pools over them. Safe for concurrent use. Its owner reports connections with EdgeUp and EdgeDown, brings what comes in
-// over them, calls Tick every 250 ms, and calls Close.
+// Client is the client's side: edges, and the paths of all pools over them. Safe for concurrent use. Its owner reports connections with
+// EdgeUp and EdgeDown, brings what comes in over them, calls Tick every 250 ms, and calls Close.
 //
 // Builds and pings wait for answers in goroutines of the Client: one for each path under way, and three at most for each path that is up, at the default interval. Close
 // waits for them.
@@ -189,8 +189,8 @@ func (c *Client) EdgeConnected() bool {
 	return c.connected
 }
 
-// MoreEdges chooses relays to connect to, for the owner to dial: as many as are wanted, less those connected and the dialling ones that the owner already tries. skip says which not to
-// take, those for instance.
+// MoreEdges chooses relays to connect to, for the owner to dial: as many as are wanted, less those connected and the dialling ones that
+// the owner already tries. skip, which may be nil, says which not to take: those, for instance.
 func (c *Client) MoreEdges(dialling int, skip func(key.Public) bool) []*netdb.RelayContact {
 	c.mu.RLock()
 	n := c.edgesWanted() - len(c.edges) - dialling

@@ -11,16 +11,17 @@
 //
 // # Locks
 //
-// In this order, an earlier one may be held when a later one is taken, never the other way round:
+// An earlier one may be held when a later one is taken, never the other way round:
 //
-//	Pool.mu > Client.mu > netdb's own > profile.mu
-//	Relay.mu > table shard
-//	Pool.queue.mu stands alone and is innermost.
+//	Pool.mu > Client.mu > netdb's own
+//	Pool.mu > profile.mu
+//	Pool.mu > events.mu
+//	Relay.mu > shard.mu
 //
-// No lock is held while an event is delivered, a [Local] or a reply is called, or a Link or Mesh is used. Events of one pool are serialised by
-// a token (Pool.turn) that only a goroutine bringing something from the network waits for; what the owner calls from inside an event, or with locks of its own held, never does (see
-// events.go).
+// No lock is held while an owner is told of an event, a [Local] or a reply is called, or a [Link] or [Mesh] is used. Events of one pool are serialised by a
+// token, events.turn. Only goroutines that bring messages from the network wait for it; what an owner calls, from inside an event or with locks
+// of its own held, never does (events.go).
 //
-// The data plane takes no lock but one of 64 read locks for a message at a relay, the client's read lock for one that comes in, and none for one
-// that goes out.
+// Per message the data plane takes: at a relay the read lock of one of 64 shards; at a client nothing for what goes out, and for what comes in the
+// read lock of Client, the pool's turn and events.mu.
 package path

@@ -97,8 +97,8 @@ func (p *Path) carries() bool {
 //  3. trailer: nonce, id of the first link, type
 //  4. the edge's connection (Link), whose queue is bounded and drops the oldest
 
-// Send sends a session datagram: Data is body, session tag and pivot id, at most MaxDatagram bytes, Nonce the message nonce. It owns b, drops it when the path is gone, and never
-// blocks.
+// Send sends a session datagram: Data is body, session tag and pivot id, at most MaxDatagram bytes, Nonce the message nonce. It owns b,
+// drops it when the path is gone, and never blocks.
 func (p *Path) Send(b *packet.Buffer) {
 	if !p.carries() {
 		p.pool.client.count.DroppedDead.Add(1)

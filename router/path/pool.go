@@ -92,7 +92,11 @@ func (p *Pool) Reset() {
 }
 
 // SetIntros gives an Aligned pool the introductions of the remote's newest contact. Paths whose introduction is not among them are retired (section 6.4).
+// The pool builds at its next Tick.
 func (p *Pool) SetIntros(intros []netdb.Intro) {
+	if p.cfg.Kind != Aligned {
+		return
+	}
 	p.mu.Lock()
 	p.intros = slices.Clone(intros)
 	for _, path := range slices.Clone(p.paths) {
@@ -130,9 +134,9 @@ func (p *Pool) Failures() int {
 	return p.failures
 }
 
-// Current gives the path that an outbound session sends over, by the rules of section 6.4: the one that it gave before for as long as that has MinExpiry left, else a random one with
-// AcceptableExpiry left, else with MinExpiry left, else the one with the most. Nil when none is active. A pool that is asked for it also retires what
-// is of no more use beside it.
+// Current gives the path that an outbound session sends over, by the rules of section 6.4: the one that it gave before for as long as
+// that has MinExpiry left, else a random one with AcceptableExpiry left, else with MinExpiry left, else the one with the most. Nil when
+// none is active, and for Inbound pools. A pool that is asked for it also retires what is of no more use beside it.
 func (p *Pool) Current(now time.Time) *Path {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -147,6 +147,7 @@ func (r *Relay) build(from neighbour, body []byte, reply func([]byte, bool)) {
 	now := time.Now()
 	refuse := func(text string) {
 		r.count.BuildsRefused.Add(1)
+		r.log.Debug("build refused", "why", text)
 		reply(status(text), true)
 	}
 	if !r.paced(from, now) {
