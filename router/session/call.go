@@ -49,8 +49,8 @@ type call struct {
 	inits    int // sent for try
 	nextInit time.Time
 	wait     time.Duration
-	doubted  time.Time // when we last did something about the remote's silence
-	patience time.Duration
+	doubted  time.Time     // when we last did something about the remote's silence
+	patience time.Duration // until the next time; only a message of the remote ends it, not an accept
 }
 
 // pending is an init of ours for which an accept may come.
@@ -179,8 +179,8 @@ func (t *Table) drive(c *call, now time.Time) {
 		c.inits, c.wait, c.nextInit = 0, initWait, now
 	}
 	if c.try != nil && !now.Before(c.nextInit) {
-		if c.inits > 0 && t.swerve(c, now) && c.session != nil {
-			t.sendSwitch(c, now)
+		if c.inits > 0 {
+			t.swerve(c, now)
 		}
 		if c.inits > 1 {
 			t.refresh(c.r, now)
@@ -354,30 +354,28 @@ func (t *Table) signal(s *session, method string, param []byte) {
 func (t *Table) doubt(c *call, now time.Time) {
 	s := c.session
 	heard := time.Unix(0, s.heard.Load())
-	if s.said.Load()-s.heard.Load() < int64(minTalk) {
-		return
+	quiet := unsureQuiet
+	if s.sure.Load() {
+		quiet = sureQuiet
+		if heard.After(c.doubted) {
+			c.patience = 0
+		}
 	}
-	quiet := sureQuiet
-	if !s.sure.Load() {
-		quiet = unsureQuiet
+	last := heard
+	if c.doubted.After(last) {
+		last = c.doubted
 	}
-	due := heard.Add(quiet)
-	if c.doubted.After(heard) {
-		due = c.doubted.Add(c.patience)
-	} else {
-		c.patience = quiet
-	}
-	if now.Before(due) {
+	if s.said.Load()-s.heard.Load() < int64(minTalk) || now.Before(last.Add(max(quiet, c.patience))) {
 		return
 	}
 	c.doubted = now
-	c.patience = min(2*c.patience, quietMax)
+	c.patience = min(2*max(quiet, c.patience), quietMax)
 	t.refresh(c.r, now)
-	swerved := t.swerve(c, now)
-	if s.sure.Load() || swerved {
+	t.swerve(c, now)
+	switch {
+	case s.sure.Load():
 		t.sendSwitch(c, now)
-	}
-	if !s.sure.Load() && c.try == nil {
+	case c.try == nil:
 		c.try = t.newPending(c)
 		c.inits, c.wait = 0, initWait
 		t.sendInit(c, now)
@@ -413,7 +411,6 @@ func (t *Table) accepted(tag uint32, box []byte, now time.Time) {
 	t.add(s, now)
 	t.count.AcceptsTaken.Add(1)
 	c.session, c.used = s, now
-	c.doubted, c.patience = time.Time{}, 0
 	// Other inits of ours are sent no more. An accept for one of them would still count: the remote may keep only what it was called for last.
 	for _, done := range []*pending{p, c.try} {
 		if done != nil && done.until.IsZero() {

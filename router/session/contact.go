@@ -20,7 +20,8 @@ const (
 	seekBackoff  = 990 * time.Millisecond // times the number of failures in a row
 	seekMax      = 10 * time.Second
 	seekSpacing  = 2 * time.Second // after a success
-	missingVotes = 3               // locations that have nothing, for "no contact" to be said before the last has answered
+	missingVotes = 3               // locations that have nothing: the last one gets lastChance to have something
+	lastChance   = time.Second
 )
 
 // contact is what is known of a client's contact. Under Table.ctl.
@@ -103,12 +104,22 @@ func (t *Table) seek(e *contact, now time.Time) {
 	}
 	t.wg.Go(func() {
 		missing, good := 0, 0
-		for range netdb.Locations {
-			switch err := <-answers; {
-			case err == nil:
-				good++
-			case errors.Is(err, netdb.ErrNotFound):
-				if missing++; missing == missingVotes && good == 0 {
+		var hurry <-chan time.Time
+		for left := netdb.Locations; left > 0; {
+			select {
+			case err := <-answers:
+				left--
+				switch {
+				case err == nil:
+					good++
+				case errors.Is(err, netdb.ErrNotFound):
+					missing++
+				}
+				if missing == missingVotes && good == 0 && left > 0 {
+					hurry = time.After(lastChance)
+				}
+			case <-hurry:
+				if good == 0 {
 					t.sought(e, false, true)
 				}
 			}

@@ -143,38 +143,73 @@ func (i *initiator) accept(box []byte) (ks keys, err error) {
 	if err != nil {
 		return ks, fmt.Errorf("session: accept: %w", err)
 	}
-	d := bt.ReadDict(inner)
-	y := d.Fixed("Y", 32)
-	c := d.Fixed("c", seal.CiphertextSize)
-	tag := d.Uint("t", math.MaxUint32)
-	signed, sig := d.Signature("~")
-	if err := d.Finish(); err != nil {
-		return ks, fmt.Errorf("session: accept: %w", err)
+	a, err := parseAccept(inner)
+	if err != nil {
+		return ks, err
 	}
-	if tag == 0 {
-		return ks, errTag
-	}
-	if !i.remote.Verify(signed, sig) {
+	if !i.remote.Verify(a.signed, a.sig) {
 		return ks, errSignature
 	}
-	ks.peer = uint32(tag)
-	ks.out, ks.in, err = i.eph.Keys(i.self.Public(), i.remote, i.tag, ks.peer, [32]byte(y), c)
+	ks.peer = a.tag
+	ks.out, ks.in, err = i.eph.Keys(i.self.Public(), i.remote, i.tag, ks.peer, a.y, a.c)
 	if err != nil {
 		return keys{}, fmt.Errorf("session: accept: %w", err)
 	}
 	return ks, nil
 }
 
+// openedAccept is the inside of an accept; slices are borrowed.
+type openedAccept struct {
+	y           [32]byte // Y
+	c           []byte   // c
+	tag         uint32   // t
+	signed, sig []byte
+}
+
+// parseAccept reads the inside of an accept and does not verify it.
+func parseAccept(inner []byte) (a openedAccept, err error) {
+	d := bt.ReadDict(inner)
+	y := d.Fixed("Y", 32)
+	c := d.Fixed("c", seal.CiphertextSize)
+	tag := d.Uint("t", math.MaxUint32)
+	signed, sig := d.Signature("~")
+	if err := d.Finish(); err != nil {
+		return a, fmt.Errorf("session: accept: %w", err)
+	}
+	if tag == 0 {
+		return a, errTag
+	}
+	return openedAccept{[32]byte(y), c, uint32(tag), signed, sig}, nil
+}
+
 // wipe forgets the ephemeral keys; i is of no use afterwards.
 func (i *initiator) wipe() { i.eph.Wipe() }
 
-// Init is an init that was opened and whose signature holds.
+// openedInit is the inside of an init. m is borrowed.
 type openedInit struct {
 	remote key.Public // I
 	x      [32]byte   // X
 	m      []byte     // M
 	pivot  path.ID    // p: where the initiator is to be found
 	tag    uint32     // t: what it wants on messages to it
+}
+
+// parseInit reads the inside of an init and does not verify it.
+func parseInit(inner []byte) (in openedInit, signed, sig []byte, err error) {
+	d := bt.ReadDict(inner)
+	remote := d.Fixed("I", 32)
+	m := d.Fixed("M", seal.EncapsulationSize)
+	x := d.Fixed("X", 32)
+	p := d.Fixed("p", len(path.ID{}))
+	tag := d.Uint("t", math.MaxUint32)
+	signed, sig = d.Signature("~")
+	if err := d.Finish(); err != nil {
+		return in, nil, nil, fmt.Errorf("session: init: %w", err)
+	}
+	if tag == 0 {
+		return in, nil, nil, errTag
+	}
+	return openedInit{key.Public(remote), [32]byte(x), m, path.ID(p), uint32(tag)}, signed, sig, nil
 }
 
 // openInit opens the box of an init to self. allowed, asked before the signature is verified, saves that cost for remotes that are refused; false
@@ -184,20 +219,10 @@ func openInit(self *key.Secret, box []byte, allowed func(key.Public) bool) (in o
 	if err != nil {
 		return in, fmt.Errorf("session: init: %w", err)
 	}
-	d := bt.ReadDict(inner)
-	remote := d.Fixed("I", 32)
-	m := d.Fixed("M", seal.EncapsulationSize)
-	x := d.Fixed("X", 32)
-	p := d.Fixed("p", len(path.ID{}))
-	tag := d.Uint("t", math.MaxUint32)
-	signed, sig := d.Signature("~")
-	if err := d.Finish(); err != nil {
-		return in, fmt.Errorf("session: init: %w", err)
-	}
-	got := openedInit{remote: key.Public(remote), x: [32]byte(x), m: m, pivot: path.ID(p), tag: uint32(tag)}
+	got, signed, sig, err := parseInit(inner)
 	switch {
-	case tag == 0:
-		return in, errTag
+	case err != nil:
+		return in, err
 	case got.remote == self.Public():
 		return in, errSelf
 	case !allowed(got.remote):

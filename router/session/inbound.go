@@ -128,7 +128,7 @@ func (t *Table) called(via carrier, box []byte, now time.Time) {
 	t.add(s, now)
 	t.count.InitsTaken.Add(1)
 	t.sendAccept(s)
-	if c := s.r.call; c != nil && c.session != nil && t.leans(c.session, s, now) {
+	if c := s.r.call; c != nil && c.session != nil && t.self.Compare(in.remote) < 0 && t.leans(c.session, s, now) {
 		t.affirm(c) // both called; this ends on ours
 	}
 }

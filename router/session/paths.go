@@ -77,6 +77,14 @@ func (f clientPaths) toRelay(relay key.Public, owner poolOwner) pool {
 	return f.pool(path.PoolConfig{Kind: path.ToRelay, Hops: f.c.RelayHops, Want: f.c.Outbound, Target: relay}, owner)
 }
 
+// Inbound returns the active inbound paths of a client, over which its owner may ask relays for other things too.
+func (t *Table) Inbound(now time.Time) []*path.Path {
+	if p, ok := t.entrance.(pathPool); ok {
+		return p.Paths(now)
+	}
+	return nil
+}
+
 type pathPool struct{ *path.Pool }
 
 func (p pathPool) tick(now time.Time)             { p.Tick(now) }

@@ -22,7 +22,7 @@ const (
 type replay struct {
 	lines [][ways]uint64 // a power of two; the latest first
 	max   int
-	added int // since it grew
+	added int // in all
 }
 
 func mark(n *seal.Nonce) uint64 { return max(binary.LittleEndian.Uint64(n[:]), 1) } // 0 is an empty place
@@ -76,7 +76,6 @@ func (r *replay) limit() int {
 func (r *replay) grow() {
 	old := r.lines
 	r.lines = make([][ways]uint64, max(firstLines, 2*len(old)))
-	r.added = 0
 	for i := range old {
 		for w := ways - 1; w >= 0; w-- { // oldest first
 			if m := old[i][w]; m != 0 {

@@ -119,7 +119,7 @@ type Table struct {
 	pending  map[uint32]*pending // inits of ours that an accept may come for, by own tag
 	calls    int
 	contacts map[key.Public]*contact
-	entrance pool // a client's inbound paths
+	entrance pool // a client's inbound paths; never changes
 	publish  publisher
 
 	mu      sync.RWMutex
@@ -177,6 +177,9 @@ func newTable(c Config) *Table {
 	}
 	if c.Accept == nil && c.Relay {
 		c.Accept = func(key.Public) bool { return true }
+	}
+	if c.RelayContact == nil {
+		c.RelayContact = func(key.Public) *netdb.RelayContact { return nil }
 	}
 	if c.Deliver == nil {
 		c.Deliver = func(_ key.Address, b *packet.Buffer) { b.Release() }
@@ -363,12 +366,20 @@ func (t *Table) before(a, b *session) bool {
 	return a.initiator(t.self).Compare(b.initiator(t.self)) < 0
 }
 
-// leans says whether we stay on the session cur although a message came on s. The side with the smaller key stays for two seconds on
-// what it called for, so that two nodes which both called end on that one: without it each would follow the other for as long as their messages cross. It can do so
-// without loss: an accept or a message on cur shows that the peer has it, also if the peer keeps only what it was called for last.
+// leans says whether we stay on the session cur, which we called for, although a message came on s, for which the remote called.
+//
+// For two seconds after the accept: it shows that the remote has cur, also if the remote keeps only what it was called for last; what comes on s then was probably
+// sent before. The side with the smaller key stays for two seconds after every message on cur: without that, two nodes which both called would follow each other to
+// and fro for as long as their messages cross. So they end on the session of the smaller key, and no message is lost by it.
 func (t *Table) leans(cur, s *session, now time.Time) bool {
-	return cur.outbound && !s.outbound && t.self.Compare(cur.r.addr.Key) < 0 && cur.usable(now) &&
-		now.UnixNano()-cur.heard.Load() < int64(leaning)
+	if !cur.outbound || s.outbound || !cur.usable(now) {
+		return false
+	}
+	from := cur.since.UnixNano()
+	if t.self.Compare(cur.r.addr.Key) < 0 {
+		from = cur.heard.Load()
+	}
+	return now.UnixNano()-from < int64(leaning)
 }
 
 // proven: an authentic message came on s.

@@ -1,0 +1,198 @@
+package session
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"lokinetd/router/packet"
+)
+
+// explore calls run for every sequence of choices that it makes: choose(n) gives 0 to n-1. It returns how many there were.
+func explore(t *testing.T, run func(t *testing.T, choose func(n int) int)) (runs int) {
+	var choices, sizes []int
+	for {
+		at := 0
+		sizes = sizes[:0]
+		runs++
+		run(t, func(n int) int {
+			if at == len(choices) {
+				choices = append(choices, 0)
+			}
+			sizes = append(sizes, n)
+			at++
+			return choices[at-1]
+		})
+		if t.Failed() {
+			t.Fatalf("order %v", choices)
+		}
+		choices = choices[:at]
+		for len(choices) > 0 && choices[len(choices)-1]+1 == sizes[len(choices)-1] {
+			choices = choices[:len(choices)-1]
+		}
+		if len(choices) == 0 {
+			return runs
+		}
+		choices[len(choices)-1]++
+	}
+}
+
+// deliverAll lands what is in flight, and what comes of it, in the order that is chosen. Beyond the first limit messages, in the order sent.
+func (f *fabric) deliverAll(choose func(n int) int, limit int) {
+	for {
+		f.mu.Lock()
+		n := len(f.flight)
+		f.mu.Unlock()
+		if n == 0 {
+			return
+		}
+		i := 0
+		if limit > 0 && n > 1 {
+			i = choose(n)
+			limit--
+		}
+		f.deliver(i)
+	}
+}
+
+// TestBothCall: two of our nodes call each other at the same moment, in all orders of messages. Nothing is lost, and they end on the session of the smaller key.
+func TestBothCall(t *testing.T) {
+	every := 1
+	if raceEnabled || testing.Short() {
+		every = 37
+	}
+	for _, c := range []struct {
+		what   string
+		quietA bool // a, the smaller key, calls but has no packet to send
+		quietB bool
+	}{{"both talk", false, false}, {"the smaller key is silent", true, false}, {"the larger key is silent", false, true}} {
+		t.Run(c.what, func(t *testing.T) {
+			seen := 0
+			runs := explore(t, func(t *testing.T, choose func(int) int) {
+				seen++
+				synctest.Test(t, func(t *testing.T) {
+					before := packet.InUse()
+					f := newFabric(t)
+					a, b := f.pair()
+					f.learned(a, b)
+					f.manual = true
+					var wantA, wantB []string
+					start := func(n, o *node, quiet bool) []string {
+						if quiet {
+							go n.table.Connect(t.Context(), o.addr())
+							synctest.Wait()
+							return nil
+						}
+						n.send(o, "first")
+						return []string{"first"}
+					}
+					wantB = start(a, b, c.quietA)
+					wantA = start(b, a, c.quietB)
+					f.deliverAll(choose, 10)
+					f.manual = false
+					if seen%every == 0 {
+						f.run(1500 * time.Millisecond)
+						sorted(t, "a", a.take(), wantA)
+						sorted(t, "b", b.take(), wantB)
+						// Questions from both sides, all answered.
+						a.echo, b.echo = true, true
+						for i := range 20 {
+							a.send(b, fmt.Sprint("?a", i))
+							b.send(a, fmt.Sprint("?b", i))
+							f.run(150 * time.Millisecond)
+						}
+						f.run(150 * time.Millisecond)
+						if na, nb := len(a.take()), len(b.take()); na != 40 || nb != 40 {
+							t.Errorf("%d and %d of 40", na, nb)
+						}
+						if ca, cb := a.caller(b), b.caller(a); ca != a || cb != a {
+							t.Errorf("end on the session of the larger key: a %v, b %v", ca == b, cb == b)
+						}
+					}
+					f.close()
+					if n := packet.InUse() - before; n != 0 {
+						t.Errorf("%d buffers not given back", n)
+					}
+				})
+			})
+			t.Log(runs, "orders")
+		})
+	}
+}
+
+// learned gives two nodes each other's contact, so that no look-up comes between.
+func (f *fabric) learned(a, b *node) {
+	for _, n := range []*node{a, b} {
+		o := b
+		if n == b {
+			o = a
+		}
+		if _, err := n.table.Contact(f.t.Context(), o.sec.Public()); err != nil {
+			f.t.Fatal(err)
+		}
+	}
+}
+
+func sorted(t testing.TB, what string, got, want []string) {
+	t.Helper()
+	slices.Sort(got)
+	if !slices.Equal(got, want) {
+		t.Errorf("%s got %q, want %q", what, got, want)
+	}
+}
+
+// TestBothCallModel: the same against the reference's rule, which keeps what it was called for last, with both key orders. Packets of the first moment may be lost with
+// a session that it drops; afterwards all pass, and each end has one session.
+func TestBothCallModel(t *testing.T) {
+	for _, c := range []struct {
+		what         string
+		ours, theirs int
+	}{{"we have the smaller key", 0, 1}, {"we have the larger key", 1, 0}} {
+		t.Run(c.what, func(t *testing.T) {
+			runs := explore(t, func(t *testing.T, choose func(int) int) {
+				synctest.Test(t, func(t *testing.T) {
+					before := packet.InUse()
+					x, y := alice, bob
+					if (x.Public().Compare(y.Public()) < 0) != (c.ours == 0) {
+						x, y = y, x
+					}
+					f := newFabric(t)
+					a, m := f.client(x, nil), f.model(y)
+					f.run(4 * time.Second)
+					a.know(m.contact())
+					cc, err := m.lookUp(a)
+					if err != nil {
+						t.Fatal(err)
+					}
+					f.manual = true
+					a.table.Send(m.addr(), ipPacket("first"))
+					m.send(x.Public(), cc, "first")
+					f.deliverAll(choose, 10)
+					f.manual = false
+					f.run(1500 * time.Millisecond)
+					firstA, firstM := len(a.take()), len(m.take())
+					a.echo = true
+					lost := 0
+					for i := range 20 {
+						a.table.Send(m.addr(), ipPacket(fmt.Sprint("?a", i)))
+						m.send(x.Public(), cc, fmt.Sprint("?m", i))
+						f.run(250 * time.Millisecond)
+						if na, nm := len(a.take()), len(m.take()); na != 2 || nm != 2 {
+							lost++
+						}
+					}
+					if lost > 0 {
+						t.Errorf("%d of 20 rounds lost (first packets: %d, %d)", lost, firstA, firstM)
+					}
+					f.close()
+					if n := packet.InUse() - before; n != 0 {
+						t.Errorf("%d buffers not given back", n)
+					}
+				})
+			})
+			t.Log(runs, "orders")
+		})
+	}
+}

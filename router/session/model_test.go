@@ -1,0 +1,249 @@
+package session
+
+import (
+	"encoding/binary"
+	"slices"
+	"strings"
+	"time"
+
+	"lokinetd/router/key"
+	"lokinetd/router/netdb"
+	"lokinetd/router/packet"
+	"lokinetd/router/path"
+	"lokinetd/router/seal"
+)
+
+// model plays the reference's rules for sessions (protocol 4 sections 3.1 to 3.8), as far as they differ from ours:
+//
+//   - one session with a remote: an init replaces whatever there is, without a word
+//   - no timer: an init is sent when a path becomes the current one, and never again on it
+//   - every path switch overwrites the pending keys with new ones, under the session's one own tag
+//   - what was called for and what called are the same to who sends
+type model struct {
+	f     *fabric
+	sec   *key.Secret
+	pool  *fakePool // inbound
+	out   *fakePool // of the latest call
+	of    map[key.Public]*modelSession
+	tags  map[uint32]*modelSession
+	next  uint32
+	got   []string
+	inits int // answered
+}
+
+type modelSession struct {
+	remote   key.Public
+	outbound bool
+	up       bool
+	own      uint32
+	keys     keys
+	via      *fakePath
+	pivot    path.ID
+	pending  *initiator
+	queue    []string
+	used     time.Time
+}
+
+func (f *fabric) model(sec *key.Secret) *model {
+	m := &model{f: f, sec: sec, of: make(map[key.Public]*modelSession), tags: make(map[uint32]*modelSession), next: 0x01000000 * uint32(sec.Public().String()[0])}
+	m.pool = &fakePool{f: f, who: sec.Public(), owner: modelOwner{m}, want: 4, kind: path.Inbound}
+	m.pool.tick(time.Now())
+	f.models = append(f.models, m)
+	return m
+}
+
+func (m *model) addr() key.Address { return key.Address{Key: m.sec.Public()} }
+
+// contact is what the model publishes.
+func (m *model) contact() *netdb.ClientContact {
+	c := &netdb.ClientContact{Key: m.sec.Public(), Flags: netdb.FlagIPv4 | netdb.FlagPFS, SignedAt: time.Now()}
+	for _, p := range m.pool.all() {
+		c.Intros = append(c.Intros, netdb.Intro{Expiry: p.until, Hop: p.end, Relay: p.at})
+	}
+	slices.SortFunc(c.Intros, func(a, b netdb.Intro) int { return b.Expiry.Compare(a.Expiry) })
+	return c
+}
+
+// send sends or queues a packet; the remote's contact is needed for the first one.
+func (m *model) send(remote key.Public, contact *netdb.ClientContact, s string) {
+	ses := m.of[remote]
+	if ses == nil {
+		m.next++
+		ses = &modelSession{remote: remote, outbound: true, own: m.next}
+		m.of[remote], m.tags[ses.own] = ses, ses
+		m.out = &fakePool{f: m.f, who: m.sec.Public(), owner: modelOwner{m}, want: 2, kind: path.Aligned, intros: contact.Intros}
+	}
+	ses.used = time.Now()
+	if !ses.up {
+		ses.queue = append(ses.queue, s)
+		m.advance(ses)
+		return
+	}
+	m.transmit(ses, s)
+}
+
+// advance gives a call its current path.
+func (m *model) advance(ses *modelSession) {
+	if !ses.outbound || ses.via != nil && ses.via.live(time.Now()) {
+		return
+	}
+	m.out.tick(time.Now())
+	p, _ := m.out.current(time.Now()).(*fakePath)
+	if p == nil || p == ses.via {
+		return
+	}
+	ses.via, ses.pivot = p, p.peer
+	ses.pending = newInitiator(m.sec, ses.remote, ses.own)
+	init, err := ses.pending.init(p.end)
+	if err != nil {
+		m.f.t.Fatal(err)
+	}
+	n := m.nonce()
+	if ses.up {
+		p.control(path.TypeHandshake, message(pathSwitch(&ses.keys.out, &n, p.end, init), ses.keys.peer, &p.peer), n)
+	} else {
+		p.control(path.TypeHandshake, message(init, 0, &p.peer), n)
+	}
+}
+
+func (m *model) nonce() (n seal.Nonce) {
+	ns := newNonces()
+	ns.draw(&n)
+	return n
+}
+
+func (m *model) transmit(ses *modelSession, s string) {
+	b := ipPacket(s)
+	tail := b.Extend(1 + seal.TagSize)
+	tail[0] = trafficRaw
+	b.Nonce = m.nonce()
+	seal.Seal(b.Data, &ses.keys.out, &b.Nonce)
+	binary.BigEndian.PutUint32(b.Extend(tagSize), ses.keys.peer)
+	copy(b.Extend(pivotSize), ses.pivot[:])
+	ses.via.send(b)
+}
+
+func (m *model) take() []string {
+	got := m.got
+	m.got = nil
+	return got
+}
+
+// modelOwner brings the model what its paths bring.
+type modelOwner struct{ m *model }
+
+func (o modelOwner) changed() {
+	for _, ses := range o.m.of {
+		if ses.outbound && o.m.out != nil {
+			o.m.advance(ses)
+		}
+	}
+}
+
+func (o modelOwner) datagram(b *packet.Buffer) {
+	defer b.Release()
+	m := o.m
+	ses := m.tags[binary.BigEndian.Uint32(b.Cut(tagSize))]
+	if ses == nil || !ses.up {
+		return
+	}
+	ses.used = time.Now() // before it is opened
+	plain, ok := seal.Open(b.Data, &ses.keys.in, &b.Nonce)
+	if !ok {
+		return
+	}
+	s := text(plain[:len(plain)-1])
+	m.got = append(m.got, s)
+	if strings.HasPrefix(s, "?") {
+		m.send(ses.remote, nil, "!"+s[1:])
+	}
+}
+
+func (o modelOwner) controlled(via carrier, typ byte, msg []byte, n seal.Nonce) {
+	m := o.m
+	body := msg[:len(msg)-tagSize]
+	tag := binary.BigEndian.Uint32(msg[len(body):])
+	p := via.(*fakePath)
+	if typ == path.TypeControl {
+		if ses := m.tags[tag]; ses != nil && ses.up {
+			if plain, ok := seal.Open(body, &ses.keys.in, &n); ok {
+				ses.used = time.Now()
+				method, param, err := parseControl(plain)
+				if err != nil {
+					m.f.t.Errorf("model: %v", err)
+				}
+				if method == methodSwitch && !ses.outbound {
+					ses.via = p
+					ses.pivot, _ = parseSwitch(param)
+				}
+			}
+		}
+		return
+	}
+	h, err := parseHandshake(body)
+	if err != nil {
+		m.f.t.Errorf("model: %v", err)
+		return
+	}
+	switch h.kind {
+	case kindInit:
+		m.answer(h.box, p)
+	case kindAccept:
+		ses := m.tags[tag]
+		if ses == nil || !ses.outbound || ses.pending == nil {
+			return
+		}
+		ks, err := ses.pending.accept(h.box)
+		if err != nil {
+			m.f.t.Errorf("model: %v", err)
+			return
+		}
+		ses.keys, ses.up, ses.pending = ks, true, nil
+		for _, s := range ses.queue {
+			m.transmit(ses, s)
+		}
+		ses.queue = nil
+	case kindSwitch:
+		if ses := m.tags[tag]; ses != nil {
+			if id, err := openSwitch(h.sealed, &ses.keys.in, &n); err == nil && !ses.outbound {
+				ses.via, ses.pivot = p, id
+			}
+			return
+		}
+		if init, err := parseHandshake(h.init); err == nil && init.kind == kindInit {
+			m.answer(init.box, p)
+		}
+	}
+}
+
+func (m *model) answer(box []byte, p *fakePath) {
+	in, err := openInit(m.sec, box, everybody)
+	if err != nil {
+		m.f.t.Errorf("model: %v", err)
+		return
+	}
+	m.inits++
+	if old := m.of[in.remote]; old != nil {
+		delete(m.tags, old.own)
+	}
+	m.next++
+	ses := &modelSession{remote: in.remote, up: true, own: m.next, via: p, pivot: in.pivot, used: time.Now()}
+	accept, ks, err := in.answer(m.sec, ses.own)
+	if err != nil {
+		m.f.t.Errorf("model: %v", err)
+		return
+	}
+	ses.keys = ks
+	m.of[in.remote], m.tags[ses.own] = ses, ses
+	p.control(path.TypeHandshake, message(accept, in.tag, &in.pivot), m.nonce())
+}
+
+// lookUp finds a node's contact as published.
+func (m *model) lookUp(n *node) (*netdb.ClientContact, error) {
+	k := n.sec.Public()
+	blinded, err := k.Blind()
+	if err != nil {
+		return nil, err
+	}
+	return netdb.OpenClientContact(m.f.stored[0][blinded], k)
+}

@@ -1,0 +1,298 @@
+package session
+
+import (
+	"errors"
+	"slices"
+	"testing"
+	"time"
+
+	"lokinetd/router/netdb"
+)
+
+// published is what a location holds of a node.
+func (f *fabric) published(n *node, location int) *netdb.ClientContact {
+	k := n.sec.Public()
+	blinded, err := k.Blind()
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	sealed := f.stored[location][blinded]
+	if sealed == nil {
+		return nil
+	}
+	cc, err := netdb.OpenClientContact(sealed, k)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return cc
+}
+
+func TestPublish(t *testing.T) {
+	inBubble(t, func(t *testing.T, f *fabric) {
+		srv := []netdb.SRV{{Service: "_http._tcp", Port: 80, Target: ""}}
+		a := f.client(alice, func(c *Config) { c.SRV = srv })
+		start := time.Now()
+		f.run(time.Second)
+		for n := range netdb.Locations {
+			cc := f.published(a, n)
+			if cc == nil || len(cc.Intros) != 4 || cc.Flags != netdb.FlagIPv4|netdb.FlagPFS || len(cc.SRV) != 1 {
+				t.Fatalf("location %d: %+v", n, cc)
+			}
+			for _, i := range cc.Intros {
+				if !slices.ContainsFunc(a.pools[0].all(), func(p *fakePath) bool { return p.end == i.Hop && p.at == i.Relay && p.until.Unix() == i.Expiry.Unix() }) {
+					t.Fatal("an intro is of no path")
+				}
+			}
+		}
+		p := a.table.Publication()
+		if p.Locations != 4 || p.Intros != 4 || p.Err != nil || !p.Reachable(time.Now()) || p.Expiry != start.Add(20*time.Minute+250*time.Millisecond) {
+			t.Fatalf("%+v", p)
+		}
+		if last := a.known[len(a.known)-1]; last != p || a.known[0].Locations != 0 {
+			t.Fatalf("told %+v", a.known)
+		}
+		f.run(time.Minute)
+		if a.table.Stats().Publications != 1 {
+			t.Fatal("published again without a reason")
+		}
+
+		// A path goes: at once without it, and with the next one 5 s later.
+		dead := a.pools[0].all()[1]
+		a.pools[0].barren = true
+		dead.kill(true)
+		f.run(500 * time.Millisecond)
+		if cc := f.published(a, 3); len(cc.Intros) != 3 || slices.ContainsFunc(cc.Intros, func(i netdb.Intro) bool { return i.Hop == dead.end }) {
+			t.Fatalf("%+v", cc)
+		}
+		a.pools[0].barren = false
+		f.run(4 * time.Second)
+		if cc := f.published(a, 3); len(cc.Intros) != 3 {
+			t.Fatal("sooner than 5 s")
+		}
+		f.run(1500 * time.Millisecond)
+		if cc := f.published(a, 3); len(cc.Intros) != 4 {
+			t.Fatalf("%+v", cc)
+		}
+
+		// Something else to say.
+		a.table.SetContact(netdb.FlagIPv4|netdb.FlagIPv6, nil)
+		f.run(6 * time.Second)
+		if cc := f.published(a, 0); cc.Flags != netdb.FlagIPv4|netdb.FlagIPv6|netdb.FlagPFS || cc.SRV != nil {
+			t.Fatalf("%+v", cc)
+		}
+
+		// Paths expire: the published contact is never older than they are.
+		for range 40 {
+			f.run(time.Minute)
+			cc := f.published(a, 0)
+			for _, i := range cc.Intros {
+				if i.Expired(time.Now()) {
+					t.Fatal("an expired intro is published")
+				}
+			}
+		}
+		if s := a.table.Stats(); s.Publications > 60 {
+			t.Errorf("%d publications", s.Publications)
+		}
+	})
+}
+
+// TestPublishEarly: the first paths come late: two seconds after the first the contact goes out with what there is.
+func TestPublishEarly(t *testing.T) {
+	inBubble(t, func(t *testing.T, f *fabric) {
+		a := f.client(alice, nil)
+		a.pools[0].want = 1
+		f.run(time.Second)
+		if f.published(a, 0) != nil {
+			t.Fatal("published at once")
+		}
+		f.run(2 * time.Second)
+		if cc := f.published(a, 0); cc == nil || len(cc.Intros) != 1 {
+			t.Fatalf("%+v", cc)
+		}
+		a.pools[0].want = 2
+		f.run(14 * time.Second)
+		if cc := f.published(a, 0); len(cc.Intros) != 1 {
+			t.Fatal("published soon")
+		}
+		f.run(3 * time.Second)
+		if cc := f.published(a, 0); len(cc.Intros) != 2 {
+			t.Fatalf("%+v", cc)
+		}
+		for _, p := range a.pools[0].all() {
+			a.pools[0].barren = true
+			p.kill(true)
+		}
+		f.run(time.Minute)
+		if s := a.table.Stats(); s.Publications != 2 {
+			t.Fatal("published nothing, literally")
+		}
+	})
+	inBubble(t, func(t *testing.T, f *fabric) {
+		a := f.client(alice, func(c *Config) { c.Publish = false })
+		f.run(time.Minute)
+		if f.published(a, 0) != nil || len(a.known) != 0 {
+			t.Fatal("published although it is not to be")
+		}
+	})
+}
+
+// TestPublishFails: locations that fail are asked again, they alone, and less and less often.
+func TestPublishFails(t *testing.T) {
+	inBubble(t, func(t *testing.T, f *fabric) {
+		var tries [netdb.Locations]int
+		broken := true
+		f.refuse = func(method string, n int) error {
+			if method != netdb.MethodPublishCC {
+				return nil
+			}
+			tries[n]++
+			switch {
+			case !broken:
+			case n == 1:
+				return &netdb.ReplyStatus{Text: netdb.StatusSlowClock}
+			case n == 2:
+				return errors.New("edge lost")
+			}
+			return nil
+		}
+		a := f.client(alice, nil)
+		f.run(2 * time.Second)
+		if p := a.table.Publication(); p.Locations != 2 || p.Err == nil || !p.Reachable(time.Now()) {
+			t.Fatalf("%+v", p)
+		}
+		f.run(2 * time.Minute)
+		if tries[0] != 1 || tries[3] != 1 || tries[1] < 4 || tries[1] > 6 || tries[2] != tries[1] {
+			t.Fatal(tries)
+		}
+		broken = false
+		f.run(time.Minute)
+		if p := a.table.Publication(); p.Locations != 4 || p.Err != nil {
+			t.Fatalf("%+v", p)
+		}
+	})
+}
+
+// TestPush: who called is told of a new contact, and goes on without a look-up.
+func TestPush(t *testing.T) {
+	inBubble(t, func(t *testing.T, f *fabric) {
+		a, b := f.settled()
+		before := a.contactOf(b)
+		f.run(6 * time.Second)
+		cur := a.outbound().current(time.Now()).(*fakePath)
+		var other *fakePath
+		for _, p := range b.pools[0].all() {
+			if p.end != cur.peer {
+				other = p
+			}
+		}
+		other.kill(true)
+		f.run(6 * time.Second)
+		after := a.contactOf(b)
+		if !after.SignedAt.After(before.SignedAt) || slices.ContainsFunc(after.Intros, func(i netdb.Intro) bool { return i.Hop == other.end }) {
+			t.Fatal("not told")
+		}
+		if a.table.Stats().Lookups != 1 {
+			t.Fatal("looked up")
+		}
+		if got := a.outbound().intros; len(got) != len(after.Intros) {
+			t.Fatal("the pool was not told")
+		}
+		// A forged one changes nothing.
+		a.table.told(b.sec.Public(), []byte("de"), time.Now())
+		forged, _ := (&netdb.ClientContact{Intros: after.Intros}).Seal(carol, time.Now().Add(time.Hour))
+		a.table.told(b.sec.Public(), forged, time.Now())
+		if a.contactOf(b) != after {
+			t.Fatal("forged")
+		}
+	})
+}
+
+// TestContact: the one signed last wins, look-ups are shared and remembered.
+func TestContact(t *testing.T) {
+	inBubble(t, func(t *testing.T, f *fabric) {
+		a, b := f.pair()
+		k := b.sec.Public()
+		blinded, _ := k.Blind()
+		newest := *f.published(b, 0)
+		newest.Intros = newest.Intros[:2]
+		f.run(time.Second)
+		sealed, err := newest.Seal(b.sec, time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.stored[2][blinded] = sealed
+		delete(f.stored[1], blinded)
+		errs := make(chan error, 5)
+		for range 5 {
+			go func() {
+				_, err := a.table.Contact(t.Context(), k)
+				errs <- err
+			}()
+		}
+		f.run(500 * time.Millisecond)
+		for range 5 {
+			if err := <-errs; err != nil {
+				t.Fatal(err)
+			}
+		}
+		if cc, err := a.table.Contact(t.Context(), k); err != nil || len(cc.Intros) != 2 {
+			t.Fatal(cc, err)
+		}
+		if f.asked[netdb.MethodFindCC] != 4 {
+			t.Fatal("asked", f.asked)
+		}
+		// No answer at all: asked again after 1, 2, 3 ... s, and never said to be missing.
+		f.refuse = func(method string, n int) error {
+			if method == netdb.MethodFindCC {
+				return errLost
+			}
+			return nil
+		}
+		a.table.Send(keyAddr(carol), ipPacket("x"))
+		f.run(9 * time.Second)
+		if len(a.lost) != 0 || a.table.Stats().Lookups < 4 {
+			t.Fatal(a.lost, a.table.Stats().Lookups)
+		}
+		f.run(2 * time.Second)
+		if len(a.lost) != 1 || !errors.Is(a.why[0], ErrTimeout) {
+			t.Fatal(a.why)
+		}
+		// Unused and expired entries go.
+		f.run(31 * time.Minute)
+		if len(a.table.contacts) != 0 {
+			t.Fatal(len(a.table.contacts))
+		}
+	})
+	inBubble(t, func(t *testing.T, f *fabric) {
+		a := f.client(alice, func(c *Config) { c.Limits.Contacts = 10 })
+		now := time.Now()
+		a.table.lock()
+		for i := range byte(50) {
+			a.table.contact(keyAddr(secretOf(i)).Key, now.Add(time.Duration(i)))
+		}
+		if len(a.table.contacts) != 10 || a.table.contacts[keyAddr(secretOf(49)).Key] == nil {
+			t.Error(len(a.table.contacts))
+		}
+		a.table.unlock()
+	})
+}
+
+// TestStaleContact: a contact is looked up again after ten minutes, and the session moves to the intros that are left.
+func TestStaleContact(t *testing.T) {
+	inBubble(t, func(t *testing.T, f *fabric) {
+		a, b := f.settled()
+		for range 45 * 60 {
+			a.send(b, "?x")
+			f.run(time.Second)
+		}
+		if n := len(a.take()); n < 45*60-5 {
+			t.Errorf("%d of %d answered", n, 45*60)
+		}
+		if s := b.table.Stats(); s.InitsTaken != 1 || s.SwitchesTaken < 2 {
+			t.Errorf("%+v", s)
+		}
+	})
+}
