@@ -32,10 +32,9 @@ type NodeConfig struct {
 	Network *netdb.NetworkFile // the network; its contacts and keys are where knowledge starts
 	Limits  path.Limits        // of a relay
 
-	// Of a client; zero fields take the defaults of protocol 3 section 6.1.
-	Edges   int // relays to stay connected to
-	Paths   path.ClientConfig
-	OnReady func() // called once, when the first path is up, from a goroutine of its own
+	// Of a client.
+	Paths   path.ClientConfig // Store and Log are filled in
+	OnReady func()            // called once, when the first path is up, from a goroutine of its own
 
 	Log *slog.Logger // nil: none
 }
@@ -158,11 +157,15 @@ func (n *Node) SetNetwork(f *netdb.NetworkFile) {
 func (n *Node) learn(f *netdb.NetworkFile) {
 	if n.relay != nil {
 		n.store.SetRegistered(f.Relays)
-		n.relay.setNames(f)
-	} else if len(n.store.Known()) == 0 {
+		names := f.NameIndex()
+		n.relay.names.Store(&names)
+		for _, c := range f.Contacts {
+			n.store.Put(c)
+		}
+		return
+	}
+	if len(n.store.Known()) == 0 {
 		n.store.SetKnown(f.Relays)
 	}
-	for _, c := range f.Contacts {
-		n.store.Put(c)
-	}
+	n.store.Bootstrapped(f.Contacts)
 }

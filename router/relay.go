@@ -3,6 +3,7 @@ package router
 import (
 	"context"
 	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"math/big"
 	"net/netip"
@@ -15,7 +16,6 @@ import (
 	"lokinetd/router/netdb"
 	"lokinetd/router/packet"
 	"lokinetd/router/path"
-	"lokinetd/router/seal"
 	"lokinetd/router/session"
 )
 
@@ -38,15 +38,9 @@ type relay struct {
 	contacts  *netdb.Contacts
 	forwards  chan struct{} // a place for each forwarded request
 	own       atomic.Pointer[netdb.RelayContact]
-	names     atomic.Pointer[map[[32]byte]sealedName]
+	names     atomic.Pointer[netdb.NameIndex]
 	clients   atomic.Int64
 	datagrams struct{ in, bytes atomic.Uint64 }
-}
-
-// sealedName is a registered name as it is told to clients.
-type sealedName struct {
-	value []byte
-	nonce seal.Nonce
 }
 
 func newRelay(n *Node) (*relay, error) {
@@ -54,7 +48,6 @@ func newRelay(n *Node) (*relay, error) {
 		n: n, secret: n.config.Secret, self: n.config.Secret.Public(),
 		contacts: netdb.NewContacts(0, 0), forwards: make(chan struct{}, maxForwards),
 	}
-	r.names.Store(&map[[32]byte]sealedName{})
 	if !n.config.Public.Addr().Is4() || n.config.Public.Port() == 0 {
 		return nil, errors.New("router: a relay needs a public IPv4 address with a port")
 	}
@@ -168,18 +161,6 @@ func SignContact(sec *key.Secret, public netip.AddrPort, network uint64, now tim
 	})
 }
 
-// setNames seals the names of a network file for those who ask.
-func (r *relay) setNames(f *netdb.NetworkFile) {
-	names := make(map[[32]byte]sealedName, len(f.Names))
-	for name, owner := range f.Names {
-		var e sealedName
-		rand.Read(e.nonce[:])
-		e.value = seal.SealName(name, owner, &e.nonce)
-		names[seal.NameHash(name)] = e
-	}
-	r.names.Store(&names)
-}
-
 // Links.
 
 func (r *relay) Opened(c link.Conn) {
@@ -259,12 +240,11 @@ func (r *relay) bootstrap(q *link.Request) {
 
 // gossip takes a relay's contact from another relay, and passes on what is news (protocol 2 section 9).
 func (r *relay) gossip(from link.Conn, raw []byte) {
-	c, err := netdb.ParseRelayContact(raw, time.Now(), r.n.rules())
-	if err != nil || c.ID == r.self || !r.n.store.Registered(c.ID) {
+	c, news, err := r.n.store.Gossip(raw)
+	if err != nil {
 		r.n.log.Debug("contact refused", "err", err)
-		return
 	}
-	if _, news := r.n.store.Put(c); !news {
+	if c == nil || !news {
 		return
 	}
 	for _, to := range r.n.peers.Connected() {
@@ -307,11 +287,29 @@ func (r *relay) SessionDatagram(t *path.Terminal, b *packet.Buffer) {
 
 // deliver takes the IP packets of .snode sessions: a relay has no network interface, and answers echo requests itself.
 func (r *relay) deliver(remote key.Address, b *packet.Buffer) {
-	if !packet.EchoReply(b.Data) {
+	if !answerEcho(b.Data) {
 		b.Release()
 		return
 	}
 	r.sessions.Send(remote, b)
+}
+
+// answerEcho turns an echo request into its answer, in place; false: it is none. Both addresses are zero, so only type and checksum change.
+func answerEcho(b []byte) bool {
+	ip, err := packet.ParseIP(b)
+	if err != nil || !ip.Echo() {
+		return false
+	}
+	icmp := b[ip.Header:]
+	diff := uint32(icmp[0]) << 8 // what the first word loses
+	if icmp[0] == packet.ICMPv6Echo {
+		icmp[0], diff = packet.ICMPv6EchoReply, 0xffff-0x0100
+	} else {
+		icmp[0] = packet.ICMPEchoReply
+	}
+	sum := uint32(binary.BigEndian.Uint16(icmp[2:])) + diff // the sum is kept as a complement, hence +
+	binary.BigEndian.PutUint16(icmp[2:], uint16(sum+sum>>16))
+	return true
 }
 
 func (r *relay) fetchRCs(body []byte) []byte {
@@ -327,11 +325,7 @@ func (r *relay) resolveSNS(body []byte) []byte {
 	if err != nil {
 		return netdb.Status(netdb.StatusError)
 	}
-	e, ok := (*r.names.Load())[hash]
-	if !ok {
-		return netdb.Status(netdb.StatusNotFound)
-	}
-	return netdb.EncodeResolvedSNS(e.value, &e.nonce)
+	return r.names.Load().Reply(hash)
 }
 
 // publishCC serves a client's publish_cc: here, or at the relay that its location names (protocol 2 section 7.6).

@@ -32,7 +32,7 @@ func TestAgree(t *testing.T) {
 		{"one liar of four does not win", []nameAnswer{yes(b), yes(a), yes(a), no}, 4, a, true, 2, 3},
 	} {
 		t.Run(c.what, func(t *testing.T) {
-			for n := range len(c.answers) + 1 {
+			for n := range c.early + 1 {
 				v, ok := agree(c.asked, c.answers[:n])
 				if ok != (n >= c.early) {
 					t.Fatalf("after %d answers: decided %v", n, ok)

@@ -80,9 +80,6 @@ type app struct {
 }
 
 func main() {
-	if maybeLab() { // this process was started as part of a lab network
-		return
-	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	os.Exit(execute(ctx, os.Args[1:], os.Stdout, os.Stderr))
@@ -116,9 +113,8 @@ func (a *app) command() *cobra.Command {
 	root.PersistentFlags().StringVar(&a.socket, "socket", "", "control socket of the daemon (default: as configured)")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &exitError{exitUsage, err} })
 	root.AddCommand(
-		a.runCommand(), a.statusCommand(), a.addressCommand(), a.resolveCommand(), a.pingCommand(),
-		a.pathCommand(), a.sessionCommand(), a.relayCommand(), a.keyCommand(), a.registryCommand(),
-		a.configCommand(), a.demoCommand(), a.versionCommand(),
+		a.statusCommand(), a.addressCommand(), a.resolveCommand(), a.pingCommand(),
+		a.pathCommand(), a.sessionCommand(), a.keyCommand(), a.configCommand(), a.versionCommand(),
 	)
 	wrapArgs(root)
 	return root

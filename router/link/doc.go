@@ -75,6 +75,9 @@ func (e *ReplyError) Error() string {
 	return fmt.Sprintf("link: peer answered with the error %.100q", e.Body)
 }
 
+// ReplyBody is what router/path tells an error reply from silence by (path.RemoteError).
+func (e *ReplyError) ReplyBody() []byte { return e.Body }
+
 // Conn is one established connection to a neighbour. Conns are comparable and safe for concurrent use.
 type Conn interface {
 	Kind() Kind

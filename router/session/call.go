@@ -20,7 +20,8 @@ const (
 	acceptTries  = 16               // accepts that are opened for one init
 	unsureQuiet  = 5 * time.Second  // we send and nothing ever came: start over
 	sureQuiet    = 8 * time.Second  // we send and nothing comes any more: the remote may have lost the session
-	quietMax     = 2 * time.Minute
+	unsureMax    = 32 * time.Second // each then repeated, doubled up to this
+	sureMax      = 16 * time.Second
 	minTalk      = 2 * time.Second // what we sent so soon after we heard the remote needs no answer
 	least        = time.Minute     // a detour must have so much left
 	contactStale = 10 * time.Minute
@@ -354,9 +355,9 @@ func (t *Table) signal(s *session, method string, param []byte) {
 func (t *Table) doubt(c *call, now time.Time) {
 	s := c.session
 	heard := time.Unix(0, s.heard.Load())
-	quiet := unsureQuiet
+	quiet, most := unsureQuiet, unsureMax
 	if s.sure.Load() {
-		quiet = sureQuiet
+		quiet, most = sureQuiet, sureMax
 		if heard.After(c.doubted) {
 			c.patience = 0
 		}
@@ -365,11 +366,11 @@ func (t *Table) doubt(c *call, now time.Time) {
 	if c.doubted.After(last) {
 		last = c.doubted
 	}
-	if s.said.Load()-s.heard.Load() < int64(minTalk) || now.Before(last.Add(max(quiet, c.patience))) {
+	if s.said.Load()-s.heard.Load() < int64(minTalk) || now.Before(last.Add(min(max(quiet, c.patience), most))) {
 		return
 	}
 	c.doubted = now
-	c.patience = min(2*max(quiet, c.patience), quietMax)
+	c.patience = min(2*max(quiet, c.patience), most)
 	t.refresh(c.r, now)
 	t.swerve(c, now)
 	switch {

@@ -26,6 +26,7 @@ type fabric struct {
 	latency  time.Duration
 	building time.Duration
 	manual   bool
+	hook     sync.Mutex           // held while lose is asked
 	lose     func(m *flying) bool // asked for each message when it is sent
 
 	mu     sync.Mutex
@@ -129,7 +130,7 @@ func (f *fabric) relay(sec *key.Secret) *node {
 // crash ends a node without a word and starts it again, with no memory but its key.
 func (n *node) crash(change func(*Config)) {
 	old := n.table
-	for _, p := range n.pools {
+	for _, p := range n.allPools() {
 		for _, q := range p.all() {
 			q.kill(false)
 		}
@@ -140,7 +141,9 @@ func (n *node) crash(change func(*Config)) {
 	}
 	old.unlock()
 	old.Close()
+	n.mu.Lock()
 	n.pools = nil
+	n.mu.Unlock()
 	n.start(change)
 }
 
@@ -212,6 +215,8 @@ func text(p []byte) string { return string(p[20:]) }
 
 // run lets time pass, in ticks.
 func (f *fabric) run(d time.Duration) {
+	f.hook.Lock() // what the test read comes before what lose writes from now on
+	f.hook.Unlock()
 	for end := time.Now().Add(d); time.Now().Before(end); {
 		time.Sleep(min(250*time.Millisecond, time.Until(end)))
 		f.tick()
@@ -221,7 +226,7 @@ func (f *fabric) run(d time.Duration) {
 func (f *fabric) tick() {
 	synctest.Wait()
 	for _, n := range f.nodes {
-		for _, p := range slices.Clone(n.pools) {
+		for _, p := range n.allPools() {
 			p.tick(time.Now())
 		}
 		n.table.Tick(time.Now())
@@ -272,7 +277,10 @@ func (f *fabric) wait(d time.Duration, what string, ok func() bool) {
 // launch sends a message on its way.
 func (f *fabric) launch(m *flying) {
 	m.what = kindOf(m)
-	if f.lose != nil && f.lose(m) {
+	f.hook.Lock()
+	lost := f.lose != nil && f.lose(m)
+	f.hook.Unlock()
+	if lost {
 		return
 	}
 	if f.manual {
@@ -554,7 +562,9 @@ type fakeBuilder struct{ n *node }
 
 func (b fakeBuilder) add(p *fakePool) *fakePool {
 	p.f, p.who = b.n.f, b.n.sec.Public()
+	b.n.mu.Lock()
 	b.n.pools = append(b.n.pools, p)
+	b.n.mu.Unlock()
 	return p
 }
 
@@ -706,7 +716,16 @@ func (p *fakePool) close() {
 }
 
 // outbound is the pool of a node's latest call.
-func (n *node) outbound() *fakePool { return n.pools[len(n.pools)-1] }
+func (n *node) outbound() *fakePool {
+	pools := n.allPools()
+	return pools[len(pools)-1]
+}
+
+func (n *node) allPools() []*fakePool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Clone(n.pools)
+}
 
 func (m *flying) String() string { return fmt.Sprintf("%s of %.4s", m.what, m.from) }
 

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"lokinetd/router/key"
@@ -21,6 +22,7 @@ import (
 //   - what was called for and what called are the same to who sends
 type model struct {
 	f     *fabric
+	mu    sync.Mutex
 	sec   *key.Secret
 	pool  *fakePool // inbound
 	out   *fakePool // of the latest call
@@ -66,6 +68,12 @@ func (m *model) contact() *netdb.ClientContact {
 
 // send sends or queues a packet; the remote's contact is needed for the first one.
 func (m *model) send(remote key.Public, contact *netdb.ClientContact, s string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.say(remote, contact, s)
+}
+
+func (m *model) say(remote key.Public, contact *netdb.ClientContact, s string) {
 	ses := m.of[remote]
 	if ses == nil {
 		m.next++
@@ -124,6 +132,8 @@ func (m *model) transmit(ses *modelSession, s string) {
 }
 
 func (m *model) take() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	got := m.got
 	m.got = nil
 	return got
@@ -133,6 +143,10 @@ func (m *model) take() []string {
 type modelOwner struct{ m *model }
 
 func (o modelOwner) changed() {
+	if !o.m.mu.TryLock() {
+		return // it is at it
+	}
+	defer o.m.mu.Unlock()
 	for _, ses := range o.m.of {
 		if ses.outbound && o.m.out != nil {
 			o.m.advance(ses)
@@ -143,6 +157,8 @@ func (o modelOwner) changed() {
 func (o modelOwner) datagram(b *packet.Buffer) {
 	defer b.Release()
 	m := o.m
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	ses := m.tags[binary.BigEndian.Uint32(b.Cut(tagSize))]
 	if ses == nil || !ses.up {
 		return
@@ -155,12 +171,14 @@ func (o modelOwner) datagram(b *packet.Buffer) {
 	s := text(plain[:len(plain)-1])
 	m.got = append(m.got, s)
 	if strings.HasPrefix(s, "?") {
-		m.send(ses.remote, nil, "!"+s[1:])
+		m.say(ses.remote, nil, "!"+s[1:])
 	}
 }
 
 func (o modelOwner) controlled(via carrier, typ byte, msg []byte, n seal.Nonce) {
 	m := o.m
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	body := msg[:len(msg)-tagSize]
 	tag := binary.BigEndian.Uint32(msg[len(body):])
 	p := via.(*fakePath)

@@ -838,7 +838,8 @@ func TestUnsure(t *testing.T) {
 		quiet = false
 		a.send(b, "y")
 		f.run(250 * time.Millisecond)
-		if l := b.with(a); len(l) == 0 || !slices.ContainsFunc(l, func(i Info) bool { return i.Inbound && i.State == Established && i.Current }) {
+		want(t, "b", b.take(), "y")
+		if l := b.with(a); !slices.ContainsFunc(l, func(i Info) bool { return i.Inbound && i.State == Established }) {
 			t.Fatalf("%+v", l)
 		}
 	})

@@ -1,0 +1,520 @@
+package testnet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"sync"
+	"time"
+
+	"lokinetd/router/key"
+	"lokinetd/router/link"
+	"lokinetd/router/packet"
+)
+
+// fabric is the direct wire: connections between nodes of one process without
+// QUIC, UDP or TLS, for runs of simulated hours. It keeps what the protocol can
+// notice: who shows a key, latency, lost datagrams, late stream data, idle
+// time-outs, resets by a restarted peer, and the order within a stream.
+type fabric struct {
+	mu    sync.Mutex
+	rng   *rand.Rand
+	hosts map[netip.AddrPort]*wire
+	cuts  map[[2]netip.AddrPort]bool // in the direction [from, to]
+
+	latency time.Duration // one way
+	loss    float64       // of each packet, in each direction
+}
+
+func newFabric(seed uint64, latency time.Duration, loss float64) *fabric {
+	return &fabric{
+		rng: rand.New(rand.NewPCG(seed, 1)), hosts: map[netip.AddrPort]*wire{}, cuts: map[[2]netip.AddrPort]bool{},
+		latency: latency, loss: loss,
+	}
+}
+
+func (f *fabric) lost() bool {
+	if f.loss == 0 {
+		return false
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.rng.Float64() < f.loss
+}
+
+func (f *fabric) cut(from, to netip.AddrPort) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.cuts[[2]netip.AddrPort{from, to}]
+}
+
+func (f *fabric) setCut(a, b netip.AddrPort, on bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.cuts[[2]netip.AddrPort{a, b}] = on
+	f.cuts[[2]netip.AddrPort{b, a}] = on
+}
+
+// host returns the wire that listens at addr now, if any.
+func (f *fabric) host(addr netip.AddrPort) *wire {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.hosts[addr]
+}
+
+// wire is one node's place on the fabric; a [link.Wire].
+type wire struct {
+	f          *fabric
+	addr       netip.AddrPort
+	id         key.Public // zero: a client
+	registered func(key.Public) bool
+
+	mu      sync.Mutex
+	handler link.Handler
+	conns   map[*conn]struct{}
+	wg      sync.WaitGroup
+	ready   chan struct{} // closed when Run has begun
+	down    bool          // stopped or killed
+}
+
+func (f *fabric) newWire(addr netip.AddrPort, id key.Public, registered func(key.Public) bool) *wire {
+	return &wire{f: f, addr: addr, id: id, registered: registered, conns: map[*conn]struct{}{}, ready: make(chan struct{})}
+}
+
+func (w *wire) LocalAddr() netip.AddrPort { return w.addr }
+
+// Run listens until ctx ends, then closes all connections in good order and
+// waits for their goroutines.
+func (w *wire) Run(ctx context.Context, h link.Handler) error {
+	w.mu.Lock()
+	w.handler = h
+	w.mu.Unlock()
+	w.f.mu.Lock()
+	w.f.hosts[w.addr] = w
+	w.f.mu.Unlock()
+	close(w.ready)
+	<-ctx.Done()
+	w.f.mu.Lock()
+	if w.f.hosts[w.addr] == w {
+		delete(w.f.hosts, w.addr)
+	}
+	w.f.mu.Unlock()
+	w.mu.Lock()
+	killed := w.down
+	w.down = true
+	conns := make([]*conn, 0, len(w.conns))
+	for c := range w.conns {
+		conns = append(conns, c)
+	}
+	w.mu.Unlock()
+	for _, c := range conns {
+		if killed {
+			c.vanish()
+		} else {
+			c.Close(0)
+		}
+	}
+	w.wg.Wait()
+	return nil
+}
+
+// kill makes the coming end of Run look like a power cut to the peers.
+func (w *wire) kill() {
+	w.mu.Lock()
+	w.down = true
+	w.mu.Unlock()
+}
+
+var errRefused = errors.New("testnet: no answer to the dial")
+
+func (w *wire) Dial(ctx context.Context, to netip.AddrPort, remote key.Public, kind link.Kind) (link.Conn, error) {
+	select {
+	case <-w.ready:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	wait := func(d time.Duration) error {
+		select {
+		case <-time.After(d):
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	trips := 4 * w.f.latency // QUIC's handshake and our first reply
+	for range 4 {
+		if w.f.lost() {
+			trips += 400 * time.Millisecond
+		}
+	}
+	if err := wait(trips); err != nil {
+		return nil, err
+	}
+	peer := w.f.host(to)
+	if peer == nil || w.f.cut(w.addr, to) || w.f.cut(to, w.addr) {
+		if err := wait(10 * time.Second); err != nil { // the handshake's time-out
+			return nil, err
+		}
+		return nil, errRefused
+	}
+	if peer.id != remote || remote.IsZero() {
+		return nil, fmt.Errorf("testnet: %v answers with another key", to)
+	}
+	shown := key.Public{}
+	if kind == link.Relay {
+		shown = w.id
+		if shown == peer.id || !peer.registered(shown) {
+			return nil, errRefused
+		}
+	}
+	idle := map[link.Kind]time.Duration{link.Relay: 33 * time.Second, link.Client: 63 * time.Second, link.Bootstrap: 10 * time.Second}[kind]
+	a := newConn(w, kind, remote, true, to, idle)
+	b := newConn(peer, kind, shown, false, w.addr, idle)
+	a.peer, b.peer = b, a
+	// Both sides register before either may speak.
+	if !peer.add(b) {
+		return nil, errRefused
+	}
+	if !w.add(a) {
+		b.vanish()
+		return nil, errors.New("testnet: closed")
+	}
+	peer.handler.Opened(b)
+	b.run()
+	a.run()
+	return a, nil
+}
+
+func (w *wire) add(c *conn) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.down {
+		return false
+	}
+	w.conns[c] = struct{}{}
+	w.wg.Add(2) // its two lanes
+	return true
+}
+
+// conn is one end of a connection; a [link.Conn].
+type conn struct {
+	w        *wire
+	peer     *conn
+	kind     link.Kind
+	remote   key.Public
+	outbound bool
+	raddr    netip.AddrPort
+	idle     time.Duration
+	since    time.Time
+
+	datagrams, stream *lane // what this end sends
+	done              chan struct{}
+	once              sync.Once
+
+	mu      sync.Mutex
+	next    int64
+	pending map[int64]chan answer
+	heard   time.Time // last time that anything came
+	stats   link.ConnStats
+}
+
+type answer struct {
+	body []byte
+	fail bool
+}
+
+func newConn(w *wire, kind link.Kind, remote key.Public, outbound bool, raddr netip.AddrPort, idle time.Duration) *conn {
+	return &conn{
+		w: w, kind: kind, remote: remote, outbound: outbound, raddr: raddr, idle: idle, since: time.Now(), heard: time.Now(),
+		datagrams: newLane(4096), stream: newLane(0), done: make(chan struct{}), pending: map[int64]chan answer{},
+	}
+}
+
+// run starts the goroutines that carry what this end sends.
+func (c *conn) run() {
+	go c.datagrams.run(c)
+	go c.stream.run(c)
+}
+
+func (c *conn) Kind() link.Kind            { return c.kind }
+func (c *conn) Remote() key.Public         { return c.remote }
+func (c *conn) Outbound() bool             { return c.outbound }
+func (c *conn) Done() <-chan struct{}      { return c.done }
+func (c *conn) RemoteAddr() netip.AddrPort { return c.raddr }
+
+func (c *conn) Stats() link.ConnStats {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.stats
+}
+
+func (c *conn) Send(b *packet.Buffer) {
+	if c.w.f.lost() || !c.datagrams.push(item{at: time.Now().Add(c.w.f.latency), buf: b}) {
+		b.Release()
+	}
+}
+
+func (c *conn) Command(name string, body []byte) error {
+	c.mu.Lock()
+	c.next++
+	c.mu.Unlock()
+	return c.say(item{name: name, body: body, id: -1})
+}
+
+// say puts one stream message on its way; loss makes it late.
+func (c *conn) say(it item) error {
+	it.at = time.Now().Add(c.w.f.latency)
+	for c.w.f.lost() {
+		it.at = it.at.Add(2*c.w.f.latency + 25*time.Millisecond)
+	}
+	it.body = append([]byte(nil), it.body...)
+	if !c.stream.push(it) {
+		return link.ErrClosed
+	}
+	return nil
+}
+
+func (c *conn) Request(ctx context.Context, name string, body []byte) ([]byte, error) {
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, 10*time.Second)
+		defer cancel()
+	}
+	ch := make(chan answer, 1)
+	c.mu.Lock()
+	id := c.next
+	c.next++
+	c.pending[id] = ch
+	c.mu.Unlock()
+	defer func() {
+		c.mu.Lock()
+		delete(c.pending, id)
+		c.mu.Unlock()
+	}()
+	if err := c.say(item{name: name, body: body, id: id}); err != nil {
+		return nil, err
+	}
+	select {
+	case a := <-ch:
+		if a.fail {
+			return nil, &link.ReplyError{Body: a.body}
+		}
+		return a.body, nil
+	case <-c.done:
+		return nil, link.ErrClosed
+	case <-ctx.Done():
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			return nil, link.ErrTimeout
+		}
+		return nil, ctx.Err()
+	}
+}
+
+// Close says goodbye, behind what was said before.
+func (c *conn) Close(code uint64) {
+	c.stream.push(item{at: time.Now().Add(c.w.f.latency), bye: true})
+	c.end(fmt.Errorf("testnet: closed with code %d", code))
+}
+
+// vanish ends this side without a word to the other, which finds out by its
+// idle time-out, or sooner by a reset when the host is back.
+func (c *conn) vanish() {
+	p := c.peer
+	c.datagrams.close()
+	c.stream.close()
+	c.end(errors.New("testnet: vanished"))
+	if p == nil {
+		return
+	}
+	p.watch()
+}
+
+// watch ends this side when its peer is gone: after the idle time-out, or at
+// the next keep-alive once the peer's host has been started again.
+func (c *conn) watch() {
+	var check func()
+	gone := time.Now()
+	step := 5 * time.Second
+	check = func() {
+		select {
+		case <-c.done:
+			return
+		default:
+		}
+		back := c.w.f.host(c.raddr) != nil
+		if back || time.Since(gone) >= c.idle {
+			c.datagrams.close()
+			c.stream.close()
+			c.end(errors.New("testnet: no sign of life"))
+			return
+		}
+		time.AfterFunc(step, check)
+	}
+	time.AfterFunc(step, check)
+}
+
+func (c *conn) end(err error) {
+	c.once.Do(func() {
+		close(c.done)
+		c.datagrams.close()
+		c.stream.finish()
+		c.w.mu.Lock()
+		delete(c.w.conns, c)
+		h := c.w.handler
+		c.w.mu.Unlock()
+		h.Closed(c, err)
+	})
+}
+
+// receive handles one item that the peer sent.
+func (c *conn) receive(it item) {
+	select {
+	case <-c.done:
+		if it.buf != nil {
+			it.buf.Release()
+		}
+		return
+	default:
+	}
+	h := c.w.handler
+	c.mu.Lock()
+	c.heard = time.Now()
+	c.mu.Unlock()
+	switch {
+	case it.bye:
+		c.end(errors.New("testnet: closed by the peer"))
+	case it.buf != nil:
+		h.Datagram(c, it.buf)
+	case it.reply:
+		c.mu.Lock()
+		ch := c.pending[it.id]
+		delete(c.pending, it.id)
+		c.mu.Unlock()
+		if ch != nil {
+			ch <- answer{it.body, it.fail}
+		}
+	default:
+		id := it.id
+		var once sync.Once
+		h.Request(c, link.NewRequest(it.name, it.body, func(body []byte, fail bool) {
+			if id >= 0 {
+				once.Do(func() { c.say(item{reply: true, id: id, body: body, fail: fail}) })
+			}
+		}))
+	}
+}
+
+// item is one thing on its way.
+type item struct {
+	at    time.Time
+	buf   *packet.Buffer // a datagram
+	name  string         // a request
+	id    int64          // of a request or reply; -1: no reply wanted
+	body  []byte
+	reply bool
+	fail  bool
+	bye   bool
+}
+
+// lane carries the items of one direction in their order.
+type lane struct {
+	mu    sync.Mutex
+	q     []item
+	max   int // 0: no bound
+	wake  chan struct{}
+	state int // open, finishing (what is queued still goes), closed
+}
+
+const (
+	open = iota
+	finishing
+	closed
+)
+
+func newLane(bound int) *lane { return &lane{max: bound, wake: make(chan struct{}, 1)} }
+
+func (l *lane) push(it item) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.state != open || l.max > 0 && len(l.q) >= l.max {
+		return false
+	}
+	l.q = append(l.q, it)
+	l.kick()
+	return true
+}
+
+func (l *lane) kick() {
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (l *lane) finish() { l.set(finishing) }
+func (l *lane) close()  { l.set(closed) }
+
+func (l *lane) set(s int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.state = max(l.state, s)
+	l.kick()
+}
+
+// take returns the next item; ok false: none now; over: none ever.
+func (l *lane) take() (it item, ok, over bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.state == closed || l.state == finishing && len(l.q) == 0 {
+		for _, it := range l.q {
+			if it.buf != nil {
+				it.buf.Release()
+			}
+		}
+		l.q = nil
+		return item{}, false, true
+	}
+	if len(l.q) == 0 {
+		return item{}, false, false
+	}
+	it = l.q[0]
+	l.q = l.q[1:]
+	return it, true, false
+}
+
+// run carries what c sends through this lane to c's peer.
+func (l *lane) run(c *conn) {
+	defer c.w.wg.Done()
+	for {
+		it, ok, over := l.take()
+		switch {
+		case over:
+			return
+		case !ok:
+			<-l.wake
+			continue
+		}
+		if d := time.Until(it.at); d > 0 {
+			time.Sleep(d)
+		}
+		cut := time.Now()
+		for c.w.f.cut(c.w.addr, c.raddr) {
+			if it.buf != nil {
+				break
+			}
+			if time.Since(cut) > c.idle { // both ends find out
+				c.end(errors.New("testnet: idle"))
+				c.peer.end(errors.New("testnet: idle"))
+				break
+			}
+			time.Sleep(250 * time.Millisecond)
+		}
+		if it.buf != nil && c.w.f.cut(c.w.addr, c.raddr) {
+			it.buf.Release()
+			continue
+		}
+		c.peer.receive(it)
+	}
+}

@@ -1,0 +1,119 @@
+package testnet
+
+import (
+	"encoding/binary"
+	"sync"
+	"time"
+
+	"lokinetd/router/key"
+	"lokinetd/router/packet"
+)
+
+// A Flow message is a UDP packet over IPv6 with zero addresses, flowSize bytes long.
+const flowSize = 200
+
+const (
+	kindRequest = 1
+	kindReply   = 2
+)
+
+// Flow is an application: numbered requests, each answered by the remote, with
+// retransmission after 1, 2, 4 ... 60 s; one that is not answered then is lost.
+type Flow struct {
+	from *Host
+	to   key.Address
+
+	mu                   sync.Mutex
+	waiting              map[uint64]chan struct{}
+	Sent, Answered, Lost int
+	Slowest              time.Duration
+}
+
+// flows finds the flow that a reply belongs to.
+func (n *Net) receive(h *Host, from key.Address, b *packet.Buffer) {
+	ip, err := packet.ParseIP(b.Data)
+	if err != nil || len(b.Data) != flowSize || !ip.Transport {
+		b.Release()
+		return
+	}
+	body := b.Data[48:]
+	switch body[0] {
+	case kindRequest: // the answer is the same packet
+		body[0] = kindReply
+		h.Endpoint.Sessions.Send(from, b)
+		return
+	case kindReply:
+		n.f.mu.Lock()
+		f := h.apps[from]
+		n.f.mu.Unlock()
+		if f != nil {
+			f.answer(binary.BigEndian.Uint64(body[1:]))
+		}
+	}
+	b.Release()
+}
+
+// Flow makes the application of h that talks to another client; one for each pair and direction.
+func (h *Host) Flow(to *Host) *Flow {
+	f := &Flow{from: h, to: to.Address(), waiting: map[uint64]chan struct{}{}}
+	h.net.f.mu.Lock()
+	defer h.net.f.mu.Unlock()
+	if h.apps == nil {
+		h.apps = map[key.Address]*Flow{}
+	}
+	h.apps[f.to] = f
+	return f
+}
+
+func (f *Flow) answer(seq uint64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if ch := f.waiting[seq]; ch != nil {
+		close(ch)
+		delete(f.waiting, seq)
+	}
+}
+
+// Ask sends the request number seq and waits for its reply; false: lost.
+func (f *Flow) Ask(seq uint64) bool {
+	ch := make(chan struct{})
+	f.mu.Lock()
+	f.waiting[seq] = ch
+	f.Sent++
+	f.mu.Unlock()
+	start := time.Now()
+	for wait := time.Second; wait <= 64*time.Second; wait *= 2 {
+		f.from.Endpoint.Sessions.Send(f.to, request(seq))
+		select {
+		case <-ch:
+			f.mu.Lock()
+			f.Answered++
+			f.Slowest = max(f.Slowest, time.Since(start))
+			f.mu.Unlock()
+			return true
+		case <-time.After(min(wait, 60*time.Second)):
+		}
+	}
+	f.mu.Lock()
+	f.Lost++
+	delete(f.waiting, seq)
+	f.mu.Unlock()
+	return false
+}
+
+// request makes the packet of a request: IPv6 and UDP headers, ports 1000, and the number.
+func request(seq uint64) *packet.Buffer {
+	b := packet.Get()
+	p := b.Extend(flowSize)
+	clear(p)
+	p[0] = 0x60
+	binary.BigEndian.PutUint16(p[4:], flowSize-40)
+	p[6], p[7] = packet.ProtoUDP, 64
+	binary.BigEndian.PutUint16(p[40:], 1000)
+	binary.BigEndian.PutUint16(p[42:], 1000)
+	binary.BigEndian.PutUint16(p[44:], flowSize-40)
+	binary.BigEndian.PutUint16(p[46:], 0xffff)
+	p[48] = kindRequest
+	binary.BigEndian.PutUint64(p[49:], seq)
+	return b
+}

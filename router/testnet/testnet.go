@@ -1,0 +1,150 @@
+// Package testnet runs a whole network in one process and in fake time, for
+// tests: relays and clients of package router over a direct wire (fabric.go),
+// with latency, loss, partitions and restarts. An application is a [Flow].
+//
+// It has no TUN, no DNS and no throughput: what only a kernel can show is
+// tested in namespaces (netif/lab).
+package testnet
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"testing"
+	"time"
+
+	"lokinetd/router"
+	"lokinetd/router/key"
+	"lokinetd/router/link"
+	"lokinetd/router/netdb"
+	"lokinetd/router/packet"
+	"lokinetd/router/path"
+)
+
+// Options describe a network.
+type Options struct {
+	Relays, Clients int
+	Latency         time.Duration // one way, of each link
+	Loss            float64       // of each packet, from 0 to 1
+	Seed            uint64
+}
+
+// Net is a network; all that it started has ended when the test ends.
+type Net struct {
+	t       *testing.T
+	f       *fabric
+	file    *netdb.NetworkFile
+	Relays  []*Host
+	Clients []*Host
+}
+
+// Host is one node. Its identity survives restarts.
+type Host struct {
+	net    *Net
+	Secret *key.Secret
+	relay  bool
+	addr   netip.AddrPort
+
+	Node     *router.Node
+	Endpoint *router.Endpoint // of a client
+	wire     *wire
+	cancel   context.CancelFunc
+	done     chan struct{}
+	apps     map[key.Address]*Flow // by remote
+	app      *Flow
+}
+
+// New makes a network and starts all its nodes; call it inside a synctest bubble.
+func New(t *testing.T, o Options) *Net {
+	t.Helper()
+	t.Logf("seed %d", o.Seed)
+	n := &Net{t: t, f: newFabric(o.Seed, o.Latency, o.Loss)}
+	n.file = &netdb.NetworkFile{Name: "testnet", Network: 42, Serial: 1}
+	for i := range o.Relays {
+		// One /16 each, so that the rule of distinct ranges has room.
+		h := &Host{net: n, relay: true, Secret: key.Generate(), addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{20, byte(i), 0, 1}), 1190)}
+		n.Relays = append(n.Relays, h)
+		n.file.Relays = append(n.file.Relays, h.Secret.Public())
+		n.file.Contacts = append(n.file.Contacts, router.SignContact(h.Secret, h.addr, n.file.Network, time.Now()))
+	}
+	for i := range o.Clients {
+		h := &Host{net: n, Secret: key.Generate(), addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{30, byte(i >> 8), byte(i), 1}), 1191)}
+		n.Clients = append(n.Clients, h)
+	}
+	for _, h := range append(append([]*Host(nil), n.Relays...), n.Clients...) {
+		h.Start()
+	}
+	t.Cleanup(func() {
+		for _, h := range append(append([]*Host(nil), n.Clients...), n.Relays...) {
+			h.Stop()
+		}
+	})
+	return n
+}
+
+// Start starts the node, with an empty store but for the network file.
+func (h *Host) Start() {
+	t := h.net.t
+	id := key.Public{}
+	if h.relay {
+		id = h.Secret.Public()
+	}
+	store, err := netdb.OpenStore("", id, h.relay, h.net.file.Rules(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.wire = h.net.f.newWire(h.addr, id, func(k key.Public) bool { return store.Registered(k) })
+	options := path.DefaultOptions()
+	options.Profiling = false
+	c := router.NodeConfig{Public: h.addr, Wire: h.wire, Store: store, Network: h.net.file, Paths: path.ClientConfig{Options: options}}
+	if h.relay {
+		c.Secret = h.Secret
+	}
+	if h.Node, err = router.NewNode(c); err != nil {
+		t.Fatal(err)
+	}
+	if !h.relay {
+		h.Endpoint, err = h.Node.AddEndpoint(router.EndpointConfig{
+			Name: "test", Secret: h.Secret, Service: true, Flags: netdb.FlagIPv6 | netdb.FlagPFS, Deliver: h.deliver,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	h.cancel, h.done = cancel, make(chan struct{})
+	go func(done chan struct{}, n *router.Node) {
+		defer close(done)
+		if err := n.Run(ctx); err != nil {
+			t.Errorf("node: %v", err)
+		}
+	}(h.done, h.Node)
+}
+
+// Stop ends the node in good order.
+func (h *Host) Stop() {
+	if h.cancel != nil {
+		h.cancel()
+		<-h.done
+		h.cancel = nil
+	}
+}
+
+// Kill ends the node so that its neighbours notice nothing at first.
+func (h *Host) Kill() {
+	h.wire.kill()
+	h.Stop()
+}
+
+// Address is what others reach a client by.
+func (h *Host) Address() key.Address { return key.Address{Key: h.Secret.Public()} }
+
+// deliver gives an arriving packet to the application.
+func (h *Host) deliver(from key.Address, b *packet.Buffer) {
+	h.net.receive(h, from, b)
+}
+
+var _ link.Wire = (*wire)(nil)
+
+// String names the host in messages of a test.
+func (h *Host) String() string { return fmt.Sprintf("%v", h.addr.Addr()) }
