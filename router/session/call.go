@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"time"
 
 	"lokinetd/router/key"
@@ -18,9 +19,8 @@ const (
 	initWaitMax  = 16 * time.Second
 	grace        = 10 * time.Second // an init's keys are kept so long after its accept, for another one of the same init
 	acceptTries  = 16               // accepts that are opened for one init
-	unsureQuiet  = 5 * time.Second  // we send and nothing ever came: start over
-	sureQuiet    = 8 * time.Second  // we send and nothing comes any more: the remote may have lost the session
-	unsureMax    = 32 * time.Second // each then repeated, doubled up to this
+	quiet        = 5 * time.Second  // we send and nothing comes: see doubt
+	unsureMax    = 32 * time.Second // the same again after twice as long, up to this
 	sureMax      = 16 * time.Second
 	minTalk      = 2 * time.Second // what we sent so soon after we heard the remote needs no answer
 	least        = time.Minute     // a detour must have so much left
@@ -40,12 +40,13 @@ type call struct {
 	used  time.Time // last packet or caller that waited
 
 	contact *netdb.ClientContact // of a client
-	pool    pool
-	path    onion    // the current path; nil: none
-	detour  onion    // a path that we took though the pool says another
-	session *session // the latest; nil: none yet, or it ended
-	try     *pending // an init that is sent until it is accepted
-	spare   *pending // the init inside of path switches, for a remote that has forgotten the session
+	telling sync.Mutex           // held while the pool is told of it; taken before ctl
+	pool    pool                 // set once
+	path    onion                // the current path; nil: none
+	detour  onion                // a path that we took though the pool says another
+	session *session             // the latest; nil: none yet, or it ended
+	try     *pending             // an init that is sent until it is accepted
+	spare   *pending             // the init inside of path switches, for a remote that has forgotten the session
 
 	inits    int // sent for try
 	nextInit time.Time
@@ -115,6 +116,7 @@ func (t *Table) dial(r *remote, now time.Time) error {
 		return ErrBusy
 	}
 	t.calls++
+	t.log.Debug("calling", "remote", r.addr)
 	r.call = &call{r: r, since: now, used: now}
 	return nil
 }
@@ -203,9 +205,8 @@ func (t *Table) follow(c *call, now time.Time) bool {
 			return false
 		}
 		c.contact = e.cc
-		if pool := c.pool; pool != nil {
-			intros := c.contact.Intros
-			t.later(func() { pool.setIntros(intros) })
+		if c.pool != nil {
+			t.later(func() { t.redirect(c) })
 		}
 	}
 	if c.contact == nil || c.contact.Expired(now) {
@@ -219,6 +220,16 @@ func (t *Table) follow(c *call, now time.Time) bool {
 		t.seek(e, now)
 	}
 	return c.contact != nil
+}
+
+// redirect tells the pool where the remote is now. Without ctl; the latest contact is told last.
+func (t *Table) redirect(c *call) {
+	c.telling.Lock()
+	defer c.telling.Unlock()
+	t.lock()
+	intros := c.contact.Intros
+	t.unlock()
+	c.pool.setIntros(intros)
 }
 
 // refresh looks a client's contact up although we have one.
@@ -355,9 +366,9 @@ func (t *Table) signal(s *session, method string, param []byte) {
 func (t *Table) doubt(c *call, now time.Time) {
 	s := c.session
 	heard := time.Unix(0, s.heard.Load())
-	quiet, most := unsureQuiet, unsureMax
+	most := unsureMax
 	if s.sure.Load() {
-		quiet, most = sureQuiet, sureMax
+		most = sureMax
 		if heard.After(c.doubted) {
 			c.patience = 0
 		}
@@ -412,6 +423,7 @@ func (t *Table) accepted(tag uint32, box []byte, now time.Time) {
 	t.add(s, now)
 	t.count.AcceptsTaken.Add(1)
 	c.session, c.used = s, now
+	t.log.Debug("session established", "remote", c.r.addr, "after", now.Sub(c.since))
 	// Other inits of ours are sent no more. An accept for one of them would still count: the remote may keep only what it was called for last.
 	for _, done := range []*pending{p, c.try} {
 		if done != nil && done.until.IsZero() {

@@ -127,6 +127,7 @@ func (t *Table) called(via carrier, box []byte, now time.Time) {
 	s.route.Store(back)
 	t.add(s, now)
 	t.count.InitsTaken.Add(1)
+	t.log.Debug("session answered", "remote", addr)
 	t.sendAccept(s)
 	if c := s.r.call; c != nil && c.session != nil && t.self.Compare(in.remote) < 0 && t.leans(c.session, s, now) {
 		t.affirm(c) // both called; this ends on ours
@@ -213,7 +214,7 @@ func (t *Table) switched(via carrier, tag uint32, h handshake, n *seal.Nonce, no
 	if s != nil {
 		p, err := openSwitch(h.sealed, &s.keys.in, n)
 		if err == nil {
-			if !s.first(&s.signals, n) {
+			if !s.first(&s.signals, &s.packets, n) {
 				t.count.DropReplayed.Add(1)
 				return
 			}
@@ -259,7 +260,7 @@ func (t *Table) control(via carrier, tag uint32, sealed []byte, n *seal.Nonce) {
 		t.count.DropForged.Add(1)
 		return
 	}
-	if !s.first(&s.signals, n) {
+	if !s.first(&s.signals, &s.packets, n) {
 		t.count.DropReplayed.Add(1)
 		return
 	}
@@ -300,6 +301,7 @@ func (t *Table) ended(s *session, now time.Time) {
 		return
 	}
 	r := s.r
+	t.log.Debug("session closed by the remote", "remote", r.addr)
 	t.remove(s, now)
 	if s.outbound && r.call != nil && r.call.session == nil {
 		delete(t.contacts, r.addr.Key)

@@ -166,7 +166,7 @@ func (t *Table) datagram(b *packet.Buffer) {
 		b.Release()
 		return
 	}
-	if !s.first(&s.packets, &b.Nonce) {
+	if !s.first(&s.packets, &s.signals, &b.Nonce) {
 		t.count.DropReplayed.Add(1)
 		b.Release()
 		return
@@ -198,10 +198,10 @@ func (t *Table) find(tag uint32) *session {
 	return s
 }
 
-// first remembers the nonce of an authentic message; false: it came before.
-func (s *session) first(in *replay, n *seal.Nonce) bool {
+// first remembers the nonce of an authentic message; false: it came before, on this channel or the other, whose messages are under the same key.
+func (s *session) first(here, there *replay, n *seal.Nonce) bool {
 	s.fresh.Lock()
-	ok := in.add(n)
+	ok := !there.seen(n) && here.add(n)
 	s.fresh.Unlock()
 	return ok
 }

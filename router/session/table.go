@@ -247,6 +247,7 @@ func (t *Table) tend(r *remote, now time.Time) {
 			last = max(last, s.said.Load())
 		}
 		if now.UnixNano()-last > int64(idleTime) {
+			t.log.Debug("session idle", "remote", r.addr, "called", s.outbound)
 			t.remove(s, now)
 		}
 	}
@@ -337,8 +338,13 @@ func (t *Table) remove(s *session, now time.Time) {
 	if r.current.Load() == s {
 		r.current.Store(t.best(r, now))
 	}
-	if r.call != nil && r.call.session == s {
-		r.call.session = nil
+	if c := r.call; c != nil && c.session == s {
+		c.session = nil
+		for _, o := range r.sessions {
+			if o.outbound && (c.session == nil || o.since.After(c.session.since)) {
+				c.session = o
+			}
+		}
 	}
 }
 
