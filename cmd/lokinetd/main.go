@@ -113,7 +113,7 @@ func (a *app) command() *cobra.Command {
 	root.PersistentFlags().StringVar(&a.socket, "socket", "", "control socket of the daemon (default: as configured)")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &exitError{exitUsage, err} })
 	root.AddCommand(
-		a.statusCommand(), a.addressCommand(), a.resolveCommand(), a.pingCommand(),
+		a.runCommand(), a.statusCommand(), a.addressCommand(), a.resolveCommand(), a.pingCommand(),
 		a.pathCommand(), a.sessionCommand(), a.keyCommand(), a.configCommand(), a.versionCommand(),
 	)
 	wrapArgs(root)

@@ -1,0 +1,324 @@
+package router
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"lokinetd/router/control"
+	"lokinetd/router/key"
+	"lokinetd/router/packet"
+	"lokinetd/router/path"
+	"lokinetd/router/session"
+)
+
+// The control socket's questions (control.API).
+
+var _ control.API = (*host)(nil)
+
+// Status says how the daemon is.
+func (h *host) Status() control.Status {
+	now := time.Now()
+	n := h.node
+	file := n.network.Load()
+	s := control.Status{
+		Schema: control.Schema, Version: h.version, Role: h.config.Role, State: control.Starting, StartedAt: h.started,
+		Network: control.Network{Name: file.Name, ID: file.Network, Serial: file.Serial, Known: len(n.store.Known()), Contacts: n.store.Len(), Private: file.Private},
+		Drops:   map[string]uint64{},
+		NotHidden: []string{
+			"ordinary sites (all that is not .loki, .sesh or .snode) are reached as before",
+			"that you use this program, from your network provider",
+		},
+		Endpoints: []control.Endpoint{}, Edges: []control.Edge{}, Paths: []control.Path{}, Sessions: []control.Session{}, Warnings: []string{},
+	}
+	for _, c := range n.peers.Connected() {
+		st := c.Stats()
+		if n.relay == nil {
+			s.Edges = append(s.Edges, control.Edge{Relay: c.Remote().String(), Address: c.RemoteAddr().String(),
+				RTTms: ms(st.RTT), BytesIn: st.BytesIn, BytesOut: st.BytesOut})
+		}
+	}
+	if r := n.relay; r != nil {
+		s.Network.Known = len(n.store.RegisteredIDs())
+		r.status(&s)
+		return s
+	}
+	h.clientStatus(&s, now)
+	return s
+}
+
+func (r *relay) status(s *control.Status) {
+	st := r.transit.Stats()
+	registered := r.n.store.Registered(r.self)
+	s.State = control.Ready
+	if !registered {
+		s.State, s.Reason = control.Offline, "the network file does not list this relay"
+	}
+	s.Endpoints = append(s.Endpoints, control.Endpoint{Name: "relay", Kind: "relay", Address: key.Address{Key: r.self, Kind: key.Relay}.String()})
+	s.Relay = &control.Relay{PublicAddress: r.n.config.Public.String(), Registered: registered, Peers: len(r.n.peers.Connected()),
+		Clients: int(r.clients.Load()), TransitHops: int(st.Hops), StoredClients: int(r.contacts.Stats().Count)}
+	if own := r.own.Load(); own != nil {
+		s.Relay.ContactAt = &own.Time
+	}
+	s.Traffic = control.Traffic{PacketsIn: r.datagrams.in.Load(), BytesIn: r.datagrams.bytes.Load()}
+}
+
+func (h *host) clientStatus(s *control.Status, now time.Time) {
+	c := h.node.client
+	c.mu.Lock()
+	readyAt := c.readyAt
+	c.mu.Unlock()
+	if !readyAt.IsZero() {
+		s.ReadyAt = &readyAt
+	}
+	switch {
+	case len(c.inbound(now)) > 0:
+		s.State = control.Ready
+	case !readyAt.IsZero():
+		s.State, s.Reason = control.Offline, "no path is up"
+	case h.node.store.Len() == 0:
+		s.Reason = "no relay's contact is known, and no bootstrap relay answered"
+	case !c.paths.EdgeConnected():
+		s.Reason = fmt.Sprintf("connected to %d relays, which is too few yet", len(s.Edges))
+	default:
+		s.Reason = "connected, and building paths"
+	}
+	for i, e := range h.endpoints {
+		_, own4, own6 := e.addrs.Self()
+		x := control.Endpoint{Name: e.Config.Name, Kind: "service", Address: e.Address().Text(h.config.Network.Suffix), Ports: e.ports,
+			InboundPaths: len(e.Sessions.Inbound(now)), InboundWant: h.config.Paths.InboundPaths}
+		if i == 0 {
+			x.Kind = "browsing"
+		}
+		if own4.IsValid() {
+			x.IPv4 = own4.Addr().String()
+		}
+		if own6.IsValid() {
+			x.IPv6 = own6.Addr().String()
+		}
+		if p := e.Sessions.Publication(); p.Reachable(now) {
+			x.PublishedAt = &p.At
+		}
+		for _, i := range e.Sessions.List() {
+			if i.Current {
+				x.Sessions++
+			}
+			s.Sessions = append(s.Sessions, control.Session{Remote: i.Remote.Text(h.config.Network.Suffix), Endpoint: e.Config.Name,
+				Direction: direction(i), State: string(i.State), Since: i.Since, LastActivity: latest(i),
+				BytesIn: i.BytesIn, BytesOut: i.BytesOut})
+		}
+		st := e.Sessions.Stats()
+		s.Traffic.PacketsIn += st.PacketsIn
+		s.Traffic.PacketsOut += st.PacketsOut
+		s.Traffic.BytesIn += st.BytesIn
+		s.Traffic.BytesOut += st.BytesOut
+		s.Endpoints = append(s.Endpoints, x)
+	}
+	for _, p := range c.paths.List() {
+		s.Paths = append(s.Paths, pathInfo(p))
+	}
+	s.Tun = &control.Tun{Name: h.device.Name(), MTU: 1280, IPv6: h.device.NoIPv6() == ""}
+	if h.dns != nil {
+		d := &control.DNS{Listen: []string{}, Upstream: []string{}}
+		for _, a := range h.sockets.Addrs() {
+			d.Listen = append(d.Listen, a.String())
+		}
+		for _, a := range h.config.DNS.Upstream {
+			d.Upstream = append(d.Upstream, a.String())
+		}
+		s.DNS = d
+	}
+}
+
+func latest(i session.Info) time.Time {
+	if i.Heard.After(i.Said) {
+		return i.Heard
+	}
+	return i.Said
+}
+
+func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+
+// Relays lists the known relays.
+func (h *host) Relays() control.Relays {
+	n := h.node
+	list := control.Relays{Schema: control.Schema, Relays: []control.RelayInfo{}}
+	for _, c := range n.store.All() {
+		list.Relays = append(list.Relays, control.RelayInfo{
+			Relay: key.Address{Key: c.ID, Kind: key.Relay}.String(), Address: c.Addr.String(), SignedAt: c.Time,
+			Version: fmt.Sprintf("%d.%d.%d", c.Version[0], c.Version[1], c.Version[2]),
+			Known:   n.store.IsKnown(c.ID) || n.store.Registered(c.ID), Connected: n.peers.Get(c.ID) != nil,
+		})
+	}
+	return list
+}
+
+// Resolve finds what a name stands for.
+func (h *host) Resolve(ctx context.Context, name string) (control.Resolved, error) {
+	start := time.Now()
+	r := control.Resolved{Schema: control.Schema, Name: name, Stages: []control.Stage{}}
+	if h.node.client == nil {
+		return r, control.Errorf(control.CodeUsage, "a relay resolves no names")
+	}
+	parsed, err := key.ParseName(name)
+	if err != nil {
+		return r, control.Errorf(control.CodeUsage, "%v", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
+	defer cancel()
+	src, a := source{h}, parsed.Address
+	switch parsed.Kind {
+	case key.NameLocalhost:
+		a = src.Self()
+	case key.NameRandom:
+		a, _ = src.RandomRelay()
+	case key.NameSNS:
+		if !src.Ready(ctx) {
+			return r, control.Errorf(control.CodeNotReady, "not connected: no path to ask over")
+		}
+		v, _, err := h.node.client.lookup(ctx, parsed.SNS)
+		if err != nil {
+			return r, control.Errorf(control.CodeNotReady, "%s: %v", name, err)
+		}
+		r.Relays, r.Agreed = v.asked, v.agreed
+		if !v.found {
+			return r, control.Errorf(control.CodeNotFound, "%s is not registered (%d of %d relays say so)", name, v.agreed, v.asked)
+		}
+		a = key.Address{Key: v.owner}
+		r.Stages = append(r.Stages, control.Stage{Name: "name found", AtMs: ms(time.Since(start))})
+	}
+	r.Address = a.Text(h.config.Network.Suffix)
+	b := h.browsing()
+	if ip, err := b.addrs.IPv6(a, start); err == nil {
+		r.IPv6 = ip.String()
+	}
+	if ip, err := b.addrs.IPv4(a, start); err == nil {
+		r.IPv4 = ip.String()
+	}
+	return r, nil
+}
+
+// Ping connects to a name and sends echo requests, one a second.
+func (h *host) Ping(ctx context.Context, name string, count int) (control.Pinged, error) {
+	start := time.Now()
+	r, err := h.Resolve(ctx, name)
+	p := control.Pinged{Schema: control.Schema, Name: name, Address: r.Address, Stages: r.Stages, RTTms: []float64{}}
+	if err != nil {
+		return p, err
+	}
+	to, err := key.ParseAddress(r.Address)
+	if err != nil {
+		return p, err
+	}
+	b := h.browsing()
+	connect, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	if err := b.Sessions.Connect(connect, to); err != nil {
+		code := control.CodeNotFound
+		if errors.Is(err, context.DeadlineExceeded) {
+			code, err = control.CodeFailure, fmt.Errorf("no answer within 20 s")
+		}
+		return p, control.Errorf(code, "%s: %v", name, err)
+	}
+	p.Stages = append(p.Stages, control.Stage{Name: "session established", AtMs: ms(time.Since(start))})
+	for seq := range count {
+		sent := time.Now()
+		id, answered := b.pings.expect()
+		p.Sent++
+		b.Sessions.Send(to, echoRequest(id, uint16(seq)))
+		select {
+		case <-answered:
+			p.RTTms = append(p.RTTms, ms(time.Since(sent)))
+		case <-time.After(2 * time.Second):
+		case <-ctx.Done():
+		}
+		b.pings.forget(id)
+		if ctx.Err() != nil {
+			return p, ctx.Err()
+		}
+		if seq < count-1 {
+			time.Sleep(max(0, time.Second-time.Since(sent)))
+		}
+	}
+	return p, nil
+}
+
+// pings are the daemon's own echo requests that wait for an answer, which it keeps from the TUN.
+type pings struct {
+	mu      sync.Mutex
+	waiting map[uint16]chan struct{}
+}
+
+// expect draws the identifier of a request; the channel is closed by its answer.
+func (p *pings) expect() (uint16, <-chan struct{}) {
+	var b [2]byte
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.waiting == nil {
+		p.waiting = map[uint16]chan struct{}{}
+	}
+	for {
+		rand.Read(b[:])
+		id := binary.BigEndian.Uint16(b[:])
+		if p.waiting[id] == nil {
+			p.waiting[id] = make(chan struct{})
+			return id, p.waiting[id]
+		}
+	}
+}
+
+func (p *pings) forget(id uint16) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.waiting, id)
+}
+
+// take keeps b when it is an answer to one of ours, and releases it then.
+func (p *pings) take(b *packet.Buffer) bool {
+	if len(b.Data) < 48 || b.Data[0]>>4 != 6 || b.Data[6] != packet.ProtoICMPv6 || b.Data[40] != packet.ICMPv6EchoReply {
+		return false
+	}
+	id := binary.BigEndian.Uint16(b.Data[44:])
+	p.mu.Lock()
+	ch := p.waiting[id]
+	delete(p.waiting, id)
+	p.mu.Unlock()
+	if ch == nil {
+		return false
+	}
+	close(ch)
+	b.Release()
+	return true
+}
+
+// echoRequest makes an ICMPv6 echo request with zero addresses and 8 bytes of nothing.
+func echoRequest(id, seq uint16) *packet.Buffer {
+	const size = 56
+	b := packet.Get()
+	p := b.Extend(size)
+	clear(p)
+	p[0] = 0x60
+	binary.BigEndian.PutUint16(p[4:], size-40)
+	p[6], p[7], p[40] = packet.ProtoICMPv6, 64, packet.ICMPv6Echo
+	binary.BigEndian.PutUint16(p[44:], id)
+	binary.BigEndian.PutUint16(p[46:], seq)
+	sum := uint32(size-40) + packet.ProtoICMPv6 + uint32(p[40])<<8 + uint32(id) + uint32(seq) // the pseudo header's addresses are zero
+	for sum > 0xffff {
+		sum = sum&0xffff + sum>>16
+	}
+	binary.BigEndian.PutUint16(p[42:], ^uint16(sum))
+	return b
+}
+
+func pathInfo(p path.Info) control.Path {
+	x := control.Path{Kind: map[path.Kind]string{path.Inbound: "inbound", path.Aligned: "client", path.ToRelay: "relay"}[p.Kind],
+		Endpoint: p.Pool, State: p.State, Hops: []string{}, ExpiresAt: p.Expiry, RTTms: ms(p.RTT), JitterMs: ms(p.Jitter)}
+	for _, id := range p.Hops {
+		x.Hops = append(x.Hops, id.String())
+	}
+	return x
+}
