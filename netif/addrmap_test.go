@@ -17,7 +17,7 @@ func newMap(t testing.TB, own4, own6 string) *Map {
 	if own6 != "" {
 		p6 = prefix(own6)
 	}
-	m, err := NewMap(remoteN(0xffff0000), p4, p6)
+	m, err := NewMap(remoteN(0x7fff0000), p4, p6)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -45,7 +45,7 @@ func TestMapIPv6(t *testing.T) {
 		{third, "fd2e:7365:7368:0:a0a1:a2a3:a4a5:a6a9"},
 		{a, "fd2e:7365:7368:0:a0a1:a2a3:a4a5:a6a7"},
 		{key.Address{}, "fd2e:7365:7368::2"}, // not the network's address, not our own
-		{remoteN(0xffff0000), "fd2e:7365:7368::1"},
+		{remoteN(0x7fff0000), "fd2e:7365:7368::1"},
 	} {
 		got, err := m.IPv6(tt.remote, now)
 		if err != nil || got != addr(tt.want) {

@@ -46,7 +46,8 @@ type DeviceConfig struct {
 	File *os.File
 	// Before is what an earlier run has left: its routes are kept when they are wanted again, otherwise removed.
 	Before Changes
-	// Record, if not nil, is called before every change with all that will be on the host after it. An error stops the change.
+	// Record, if not nil, is called before every change that can outlive the process, with all that will be on the host after it. An error stops
+	// the change.
 	Record func(Changes) error
 	Log    *slog.Logger
 }
@@ -163,7 +164,7 @@ func NoIPv6() string { return noIPv6("default") }
 
 // list returns the addresses on the interface, without link-local ones.
 func (d *Device) list() ([]netip.Prefix, error) {
-	l, err := netlink.AddrList(d.link, netlink.FAMILY_ALL)
+	l, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(d.link, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, fmt.Errorf("netif: list the addresses of %s: %w", d.name, err)
 	}
@@ -374,7 +375,7 @@ func HostPrefixes(name string, own []netip.Prefix) ([]netip.Prefix, error) {
 	if link, err := netlink.LinkByName(name); err == nil {
 		index = link.Attrs().Index
 	}
-	addrs, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	addrs, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, fmt.Errorf("netif: list the host's addresses: %w", err)
 	}
@@ -385,7 +386,9 @@ func HostPrefixes(name string, own []netip.Prefix) ([]netip.Prefix, error) {
 		}
 	}
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		routes, err := netlink.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+		routes, err := dump(func() ([]netlink.Route, error) {
+			return netlink.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+		})
 		if errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) {
 			continue
 		}
@@ -402,6 +405,16 @@ func HostPrefixes(name string, own []netip.Prefix) ([]netip.Prefix, error) {
 		}
 	}
 	return ps, nil
+}
+
+// dump lists something of the kernel's, again when it changed meanwhile and the list may have holes.
+func dump[T any](list func() ([]T, error)) (l []T, err error) {
+	for range 5 {
+		if l, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return l, err
+		}
+	}
+	return l, err
 }
 
 func ipNet(p netip.Prefix) *net.IPNet {

@@ -57,8 +57,9 @@ const (
 
 // Tunnel carries the packets of one endpoint. A session table fits.
 type Tunnel interface {
-	// Send passes one IP packet with zero addresses to remote. It owns b, whatever it returns, and never blocks. False: refused, now
-	// and in all likelihood for the next packet too; the sender is told by ICMP. What fails later can be told by Endpoint.Refuse.
+	// Send passes one IP packet with zero addresses to remote. It owns b, whatever it returns, and never blocks. False: the packet will not
+	// be sent, and its sender is told by ICMP. A tunnel that gives packets back by Endpoint.Refuse returns true for those, or
+	// the sender is told twice.
 	Send(remote key.Address, b *packet.Buffer) bool
 }
 
@@ -135,7 +136,7 @@ func (e *Endpoint) Map() *Map { return e.addrs }
 func (e *Endpoint) SetInbound(in Inbound) { e.inbound.Store(&in) }
 
 // Run moves packets until ctx ends (nil) or the TUN is gone or broken (the error). Packets delivered while Run does not run wait in the
-// queue; Run can be called again.
+// queue; Run can be called again, but not twice at a time.
 func (p *Pump) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var others sync.WaitGroup
@@ -169,6 +170,7 @@ func (p *Pump) read(ctx context.Context) error {
 			}
 		}
 	}()
+	var warn sync.Once
 	for failed := 0; ; {
 		for i, b := range buffers {
 			if b == nil {
@@ -194,6 +196,7 @@ func (p *Pump) read(ctx context.Context) error {
 		default:
 			// One packet that the TUN library cannot read or split; or the device is broken.
 			p.count.add(readFailed)
+			warn.Do(func() { p.log.Warn("cannot read a packet from the TUN; has its MTU been changed?", "err", err) })
 			if failed++; failed == readErrors {
 				return fmt.Errorf("netif: read from the tun: %w", err)
 			}
@@ -374,7 +377,7 @@ func (e *Endpoint) addr(remote key.Address, version uint8, now time.Time) (netip
 // found, no session came about. Its sender is told by ICMP unreachable. It owns b and may be called from many goroutines.
 func (e *Endpoint) Refuse(remote key.Address, b *packet.Buffer) {
 	p, now := e.pump, time.Now()
-	p.count.add(outRefused)
+	p.count.add(outReturned)
 	defer b.Release()
 	ip, err := packet.ParseIP(b.Data)
 	if err != nil || e.removed.Load() || ip.ICMPError() {

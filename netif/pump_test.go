@@ -23,14 +23,14 @@ type tunnelFunc func(remote key.Address, b *packet.Buffer) bool
 func (f tunnelFunc) Send(remote key.Address, b *packet.Buffer) bool { return f(remote, b) }
 
 var (
-	alice, bob = remoteN(0xa1000000), remoteN(0xb0b00000)
+	alice, bob = remoteN(0x61000000), remoteN(0x60b00000)
 	// Own addresses, and those that alice and bob have at the other one.
 	alice4, alice6 = prefix("172.16.0.1/16"), prefix("fd2e:7365:7368::1/64")
 	bob4, bob6     = prefix("10.7.0.1/20"), prefix("fd2e:7365:7368:5::1/64")
 	bobAtAlice4    = addr("172.16.0.2")
-	bobAtAlice6    = addr("fd2e:7365:7368:0:b0b0::")
+	bobAtAlice6    = addr("fd2e:7365:7368:0:60b0::")
 	aliceAtBob4    = addr("10.7.0.2")
-	aliceAtBob6    = addr("fd2e:7365:7368:5:a100::")
+	aliceAtBob6    = addr("fd2e:7365:7368:5:6100::")
 )
 
 // pair is two hosts with a tunnel of nothing between them.
@@ -332,7 +332,7 @@ func TestRefuse(t *testing.T) {
 		buf := packet.Get()
 		buf.Set([]byte{0x45})
 		p.endpoint[0].Refuse(bob, buf)
-		if s := p.pump[0].Stats(); s.OutRefused != 3 || s.UnreachableSent != 2 {
+		if s := p.pump[0].Stats(); s.OutReturned != 3 || s.OutRefused != 0 || s.UnreachableSent != 2 {
 			t.Errorf("%+v", s)
 		}
 	})
