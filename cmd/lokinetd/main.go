@@ -17,6 +17,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"lokinetd/netif/lab"
 	"lokinetd/router/control"
 )
 
@@ -80,6 +81,7 @@ type app struct {
 }
 
 func main() {
+	lab.Main()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	os.Exit(execute(ctx, os.Args[1:], os.Stdout, os.Stderr))
@@ -114,7 +116,7 @@ func (a *app) command() *cobra.Command {
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &exitError{exitUsage, err} })
 	root.AddCommand(
 		a.runCommand(), a.statusCommand(), a.addressCommand(), a.resolveCommand(), a.pingCommand(),
-		a.pathCommand(), a.sessionCommand(), a.keyCommand(), a.configCommand(), a.versionCommand(),
+		a.pathCommand(), a.sessionCommand(), a.keyCommand(), a.configCommand(), a.demoCommand(), a.versionCommand(),
 	)
 	wrapArgs(root)
 	return root
