@@ -26,6 +26,7 @@ type Flow struct {
 	mu                   sync.Mutex
 	waiting              map[uint64]chan struct{}
 	Sent, Answered, Lost int
+	Tries                int // packets of all requests
 	Slowest              time.Duration
 }
 
@@ -83,6 +84,9 @@ func (f *Flow) Ask(seq uint64) bool {
 	f.mu.Unlock()
 	start := time.Now()
 	for wait := time.Second; wait <= 64*time.Second; wait *= 2 {
+		f.mu.Lock()
+		f.Tries++
+		f.mu.Unlock()
 		f.from.Endpoint.Sessions.Send(f.to, request(seq))
 		select {
 		case <-ch:
