@@ -361,11 +361,11 @@ func (t *Table) signal(s *session, method string, param []byte) {
 }
 
 // doubt acts when we send and hear nothing. A remote that never was heard gets a new init with a new tag; one that fell silent gets a path switch
-// over another path if there is one, with the spare init in it, and its contact is looked up again. Both are harmless to a remote that merely has nothing to say,
-// and are repeated after 2, 4, 8 ... times as long.
+// over another path if there is one, with the spare init in it, and its contact is looked up again. Both are harmless to a remote that merely has nothing to say. The
+// first time after 5 s, then after twice as long each time, up to unsureMax or sureMax.
 func (t *Table) doubt(c *call, now time.Time) {
 	s := c.session
-	heard := time.Unix(0, s.heard.Load())
+	heard := t.when(s.heard.Load())
 	most := unsureMax
 	if s.sure.Load() {
 		most = sureMax
@@ -416,7 +416,7 @@ func (t *Table) accepted(tag uint32, box []byte, now time.Time) {
 	}
 	c := p.c
 	s := &session{r: c.r, own: tag, keys: ks, outbound: true, since: now}
-	s.heard.Store(now.UnixNano())
+	s.heard.Store(t.at(now))
 	if c.path != nil {
 		s.route.Store(&route{via: c.path, pivot: c.target()})
 	}

@@ -180,7 +180,7 @@ func (t *Table) room(addr key.Address, via carrier, now time.Time) bool {
 			}
 			count++
 			if own == nil || !s.sure.Load() && own.sure.Load() ||
-				s.sure.Load() == own.sure.Load() && max(s.heard.Load(), s.since.UnixNano()) < max(own.heard.Load(), own.since.UnixNano()) {
+				s.sure.Load() == own.sure.Load() && t.lastHeard(s) < t.lastHeard(own) {
 				own = s
 			}
 		}
@@ -194,9 +194,7 @@ func (t *Table) room(addr key.Address, via carrier, now time.Time) bool {
 	case here >= max(1, t.c.Limits.Unsure/4):
 		t.remove(oldestHere, now)
 	case unsure >= t.c.Limits.Unsure, all >= t.c.Limits.Sessions && unsure > 0:
-		r := oldest.r
 		t.remove(oldest, now)
-		t.prune(r)
 	case all >= t.c.Limits.Sessions:
 		return false
 	}
@@ -242,7 +240,7 @@ func (t *Table) reroute(s *session, via carrier, p path.ID, now time.Time) {
 	}
 	t.lock()
 	s.route.Store(&route{via: via, pivot: p, bare: t.c.Relay})
-	s.heard.Store(now.UnixNano())
+	s.heard.Store(t.at(now))
 	t.count.SwitchesTaken.Add(1)
 	t.proven(s, now)
 	t.unlock()

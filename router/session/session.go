@@ -60,8 +60,8 @@ type session struct {
 	since    time.Time
 
 	route atomic.Pointer[route] // nil: none yet
-	heard atomic.Int64          // unix ns: the peer's last authentic message; an accept is one, an init is not
-	said  atomic.Int64          // unix ns: our last packet
+	heard atomic.Int64          // Table.at of the peer's last authentic message; an accept is one, an init is not; 0: none
+	said  atomic.Int64          // Table.at of our last packet; 0: none
 	sure  atomic.Bool           // a message came under these keys
 
 	fresh   sync.Mutex // the nonces that came
@@ -137,7 +137,7 @@ func (t *Table) transmit(s *session, w *route, b *packet.Buffer, proto uint8, no
 	if !w.bare {
 		copy(b.Extend(pivotSize), w.pivot[:])
 	}
-	s.said.Store(now.UnixNano())
+	s.said.Store(t.at(now))
 	s.packetsOut.Add(1)
 	s.bytesOut.Add(size)
 	t.count.PacketsOut.Add(1)
@@ -208,7 +208,7 @@ func (s *session) first(here, there *replay, n *seal.Nonce) bool {
 
 // authentic notes that a message of the peer came on s.
 func (t *Table) authentic(s *session, now time.Time) {
-	s.heard.Store(now.UnixNano())
+	s.heard.Store(t.at(now))
 	if !s.sure.Load() || s.r.current.Load() != s {
 		t.lock()
 		t.proven(s, now)

@@ -63,7 +63,7 @@ type Config struct {
 	Publish   bool // our contact is published, so that others can call
 	Flags     uint8
 	SRV       []netdb.SRV
-	Published func(Publication) // told of each change of Table.Publication
+	Published func(Publication) // told of each change of Table.Publication; calls may overlap
 
 	Limits Limits
 	Log    *slog.Logger
@@ -104,6 +104,7 @@ type Table struct {
 	c       Config
 	log     *slog.Logger
 	self    key.Public
+	epoch   time.Time // shortly before the Table was made
 	builder builder
 	nonces  nonces
 	count   counters
@@ -153,7 +154,7 @@ type queued struct {
 	since time.Time
 }
 
-// NewTable makes a Table; see Table for what it starts.
+// NewTable makes a Table. It starts nothing.
 func NewTable(c Config) *Table {
 	t := newTable(c)
 	if !c.Relay {
@@ -188,7 +189,7 @@ func newTable(c Config) *Table {
 		c.Undeliverable = func(_ key.Address, b *packet.Buffer, _ error) { b.Release() }
 	}
 	t := &Table{
-		c: c, log: c.Log, self: c.Self.Public(), nonces: newNonces(),
+		c: c, log: c.Log, self: c.Self.Public(), epoch: time.Now().Add(-time.Second), nonces: newNonces(),
 		pending: make(map[uint32]*pending), contacts: make(map[key.Public]*contact),
 		remotes: make(map[key.Address]*remote), tags: make(map[uint32]*session),
 	}
@@ -239,14 +240,28 @@ func (t *Table) Tick(now time.Time) {
 	t.tendPublication(now)
 }
 
+// at is a time as the data plane notes it, in nanoseconds, never 0. It follows the monotonic clock: when somebody sets the host's, no session ends by it.
+func (t *Table) at(now time.Time) int64 { return int64(now.Sub(t.epoch)) }
+
+// when undoes at; the zero time for 0.
+func (t *Table) when(at int64) time.Time {
+	if at == 0 {
+		return time.Time{}
+	}
+	return t.epoch.Add(time.Duration(at))
+}
+
+// lastHeard is when the remote of a session last was there, its init included.
+func (t *Table) lastHeard(s *session) int64 { return max(s.heard.Load(), t.at(s.since)) }
+
 // tend does what is due with one remote.
 func (t *Table) tend(r *remote, now time.Time) {
 	for _, s := range slices.Clone(r.sessions) {
-		last := max(s.heard.Load(), s.since.UnixNano())
+		last := t.lastHeard(s)
 		if s.outbound || s.sure.Load() {
 			last = max(last, s.said.Load())
 		}
-		if now.UnixNano()-last > int64(idleTime) {
+		if t.at(now)-last > int64(idleTime) {
 			t.log.Debug("session idle", "remote", r.addr, "called", s.outbound)
 			t.remove(s, now)
 		}
@@ -381,11 +396,11 @@ func (t *Table) leans(cur, s *session, now time.Time) bool {
 	if !cur.outbound || s.outbound || !cur.usable(now) {
 		return false
 	}
-	from := cur.since.UnixNano()
+	from := t.at(cur.since)
 	if t.self.Compare(cur.r.addr.Key) < 0 {
 		from = cur.heard.Load()
 	}
-	return now.UnixNano()-from < int64(leaning)
+	return t.at(now)-from < int64(leaning)
 }
 
 // proven: an authentic message came on s.
@@ -606,7 +621,7 @@ func (t *Table) List() []Info {
 		for _, s := range r.sessions {
 			i := Info{
 				Remote: r.addr, Inbound: !s.outbound, State: Established, Current: s == current, Since: s.since,
-				Heard: unixNano(s.heard.Load()), Said: unixNano(s.said.Load()),
+				Heard: t.when(s.heard.Load()), Said: t.when(s.said.Load()),
 				PacketsIn: s.packetsIn.Load(), BytesIn: s.bytesIn.Load(), PacketsOut: s.packetsOut.Load(), BytesOut: s.bytesOut.Load(),
 			}
 			if !s.outbound && !s.sure.Load() {
@@ -629,11 +644,4 @@ func (t *Table) List() []Info {
 	}
 	slices.SortStableFunc(list, func(a, b Info) int { return a.Remote.Key.Compare(b.Remote.Key) })
 	return list
-}
-
-func unixNano(n int64) time.Time {
-	if n == 0 {
-		return time.Time{}
-	}
-	return time.Unix(0, n)
 }
