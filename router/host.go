@@ -24,6 +24,7 @@ import (
 	"lokinetd/router/netdb"
 	"lokinetd/router/packet"
 	"lokinetd/router/path"
+	"lokinetd/router/session"
 )
 
 // host is a node on a real machine: its socket, and for a client the TUN, the name server and the services.
@@ -49,6 +50,14 @@ type hostEndpoint struct {
 	place *netif.Endpoint
 	ports []string
 	pings pings
+}
+
+// tunnel is a session table as the pump sees it: what cannot be sent comes back through Undeliverable, once.
+type tunnel struct{ *session.Table }
+
+func (t tunnel) Send(to key.Address, b *packet.Buffer) bool {
+	t.Table.Send(to, b)
+	return true
 }
 
 func (h *host) browsing() *hostEndpoint { return h.endpoints[0] }
@@ -223,7 +232,7 @@ func (h *host) openClient(ctx context.Context) (err error) {
 		if he.addrs, err = netif.NewMap(he.Address(), own4, own6); err != nil {
 			return err
 		}
-		if he.place, err = h.pump.Add(he.addrs, in, he.Sessions); err != nil {
+		if he.place, err = h.pump.Add(he.addrs, in, tunnel{he.Sessions}); err != nil {
 			return err
 		}
 		h.endpoints = append(h.endpoints, he)

@@ -3,7 +3,6 @@ package router
 import (
 	"context"
 	"crypto/rand"
-	"encoding/binary"
 	"errors"
 	"math/big"
 	"net/netip"
@@ -287,29 +286,11 @@ func (r *relay) SessionDatagram(t *path.Terminal, b *packet.Buffer) {
 
 // deliver takes the IP packets of .snode sessions: a relay has no network interface, and answers echo requests itself.
 func (r *relay) deliver(remote key.Address, b *packet.Buffer) {
-	if !answerEcho(b.Data) {
+	if !packet.EchoReply(b.Data) {
 		b.Release()
 		return
 	}
 	r.sessions.Send(remote, b)
-}
-
-// answerEcho turns an echo request into its answer, in place; false: it is none. Both addresses are zero, so only type and checksum change.
-func answerEcho(b []byte) bool {
-	ip, err := packet.ParseIP(b)
-	if err != nil || !ip.Echo() {
-		return false
-	}
-	icmp := b[ip.Header:]
-	diff := uint32(icmp[0]) << 8 // what the first word loses
-	if icmp[0] == packet.ICMPv6Echo {
-		icmp[0], diff = packet.ICMPv6EchoReply, 0xffff-0x0100
-	} else {
-		icmp[0] = packet.ICMPEchoReply
-	}
-	sum := uint32(binary.BigEndian.Uint16(icmp[2:])) + diff // the sum is kept as a complement, hence +
-	binary.BigEndian.PutUint16(icmp[2:], uint16(sum+sum>>16))
-	return true
 }
 
 func (r *relay) fetchRCs(body []byte) []byte {
