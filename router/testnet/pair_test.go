@@ -23,8 +23,8 @@ func converse(f *Flow, offset, d time.Duration) *talk {
 	k := &talk{f: f}
 	k.asks.Go(func() {
 		time.Sleep(offset)
-		seq := uint64(0)
-		for end := time.Now().Add(d); time.Now().Before(end); seq++ {
+		start := time.Now()
+		for seq := uint64(0); time.Since(start) < d; seq++ { // each iteration has its own seq
 			k.asks.Go(func() { f.Ask(seq) })
 			time.Sleep(time.Second)
 		}
