@@ -53,6 +53,7 @@ func (n *Node) AddEndpoint(c EndpointConfig) (*Endpoint, error) {
 	n.client.mu.Lock()
 	defer n.client.mu.Unlock()
 	if n.client.closed {
+		e.Sessions.Close()
 		return nil, errors.New("router: the node has ended")
 	}
 	n.client.endpoints = append(n.client.endpoints, e)
