@@ -116,6 +116,7 @@ func (a *app) command() *cobra.Command {
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &exitError{exitUsage, err} })
 	root.AddCommand(
 		a.runCommand(), a.statusCommand(), a.addressCommand(), a.resolveCommand(), a.pingCommand(),
+		a.registryCommand(), a.relayCommand(),
 		a.pathCommand(), a.sessionCommand(), a.keyCommand(), a.configCommand(), a.demoCommand(), a.versionCommand(),
 	)
 	wrapArgs(root)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -253,14 +254,22 @@ func readBounded(file string, limit int64) ([]byte, error) {
 
 // looksLikeKey tells keys and addresses from names of files; a file that is named like one is given as ./NAME.
 func looksLikeKey(arg string) bool {
-	_, errKey := key.ParsePublic(arg)
+	_, errKey := parsePublic(arg)
 	_, errAddress := key.ParseAddress(arg)
 	return errKey == nil || errAddress == nil
 }
 
-// parseKey reads an address of the kind wanted or a bare key, in base32z.
+// parsePublic reads a bare key as 'key show' prints it: 64 hexadecimal digits, or 52 base32z characters.
+func parsePublic(arg string) (id key.Public, err error) {
+	if b, err := hex.DecodeString(arg); err == nil && len(b) == len(id) {
+		return key.Public(b), nil
+	}
+	return key.ParsePublic(arg)
+}
+
+// parseKey reads an address of the kind wanted or a bare key.
 func parseKey(arg string, want key.Kind) (key.Public, error) {
-	id, err := key.ParsePublic(arg)
+	id, err := parsePublic(arg)
 	if err != nil {
 		addr, err := key.ParseAddress(arg)
 		if err != nil {
