@@ -72,6 +72,7 @@ func TestBothCall(t *testing.T) {
 	const (
 		latency = 10 * time.Millisecond
 		trip    = 12 * latency // three hops from each side, forth and back
+		repeats = 10           // in each order of the keys
 	)
 	buffers := packet.InUse()
 	rng := rand.New(rand.NewPCG(seed(t), 3))
@@ -80,7 +81,7 @@ func TestBothCall(t *testing.T) {
 		smaller int // who begins: 0 the smaller key, 1 the larger
 	}{{"the smaller key begins", 0}, {"the larger key begins", 1}} {
 		crossed, larger, slowest := 0, 0, time.Duration(0)
-		for i := range 20 {
+		for i := range repeats {
 			offset := time.Duration(rng.Int64N(int64(2 * trip)))
 			synctest.Test(t, func(t *testing.T) {
 				n := New(t, Options{Relays: 8, Clients: 2, Latency: latency, Seed: seed(t) + uint64(i)})
@@ -93,8 +94,12 @@ func TestBothCall(t *testing.T) {
 				if c.smaller == 1 {
 					first, second = large, small
 				}
-				forth := converse(first.Flow(second), 0, 20*time.Second)
-				back := converse(second.Flow(first), offset, 20*time.Second)
+				forth := converse(first.Flow(second), 0, 45*time.Second)
+				back := converse(second.Flow(first), offset, 45*time.Second)
+				time.Sleep(10 * time.Second)
+				_, all := small.used(t, large.Address())
+				_, others := large.used(t, small.Address())
+				both := all > 1 && others > 1
 				forth.wait()
 				back.wait()
 				for _, k := range []*talk{forth, back} {
@@ -108,7 +113,10 @@ func TestBothCall(t *testing.T) {
 				if s.Inbound == l.Inbound {
 					t.Errorf("%s, offset %v: they use different sessions (inbound %v and %v)", c.name, offset, s.Inbound, l.Inbound)
 				}
-				if all > 1 && others > 1 {
+				if all != 1 || others != 1 { // one without use goes after 30 s
+					t.Errorf("%s, offset %v: %d and %d sessions are left", c.name, offset, all, others)
+				}
+				if both {
 					crossed++
 					if s.Inbound {
 						larger++
@@ -116,8 +124,8 @@ func TestBothCall(t *testing.T) {
 				}
 			})
 		}
-		t.Logf("%s: both calls were answered %d times of 20, and %d times the larger key's session stayed; the slowest message took %v",
-			c.name, crossed, larger, slowest)
+		t.Logf("%s: both calls were answered %d times of %d, and %d times the larger key's session stayed; the slowest message took %v",
+			c.name, crossed, repeats, larger, slowest)
 	}
 	if left := packet.InUse() - buffers; left != 0 {
 		t.Errorf("%d packet buffers were not released", left)
