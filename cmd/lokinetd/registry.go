@@ -350,8 +350,12 @@ func (a *app) registryShowCommand() *cobra.Command {
 		RunE: func(_ *cobra.Command, args []string) error {
 			var want key.Public
 			if operator != "" {
+				kind := key.Client // 'key show' prints a key as both
+				if strings.HasSuffix(operator, "."+key.TLDSnode) {
+					kind = key.Relay
+				}
 				var err error
-				if want, err = parseKey(operator, key.Client); err != nil {
+				if want, err = parseKey(operator, kind); err != nil {
 					return err
 				}
 			}
