@@ -3,9 +3,11 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net/http"
 	"net/netip"
 	"os"
@@ -37,7 +39,7 @@ func (a *app) demoCommand() *cobra.Command {
 	}
 	cmd.Flags().BoolVar(&keep, "keep", false, "leave it running until Ctrl-C and print commands to type")
 	web := &cobra.Command{Use: "web", Hidden: true, Args: cobra.NoArgs, RunE: func(*cobra.Command, []string) error {
-		return http.ListenAndServe(":80", http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, demoPage) }))
+		return http.ListenAndServe(":80", http.HandlerFunc(demoWeb))
 	}}
 	get := &cobra.Command{Use: "get URL", Hidden: true, Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
 		return a.demoGet(cmd.Context(), args[0])
@@ -112,26 +114,11 @@ func (a *app) demo(ctx context.Context, keep bool) (err error) {
 		return err
 	}
 	line("%d relays started", demoRelays)
-	host, err := d.client("host", "10.77.0.101", "[[service]]\nname = \"web\"\nports = [\"tcp/80\"]\necho = true\n")
+	host, address, err := d.serve(ctx)
 	if err != nil {
 		return err
 	}
 	defer host.stop()
-	web := host.node.Self("demo", "web")
-	if err := web.Start(); err != nil {
-		return err
-	}
-	var address string
-	if err := host.wait(ctx, func(s control.Status) bool {
-		for _, e := range s.Endpoints {
-			if e.Kind == "service" && e.PublishedAt != nil {
-				address = e.Address
-			}
-		}
-		return address != ""
-	}); err != nil {
-		return fmt.Errorf("the service was not published: %w", err)
-	}
 	line("a client serves a page at http://%s/", address)
 
 	guest, err := d.node("guest", "10.77.0.102", "")
@@ -178,6 +165,43 @@ func (a *app) demo(ctx context.Context, keep bool) (err error) {
 }
 
 func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+
+// serve starts a client that hosts the page, and waits until others can find it.
+func (d *demoNet) serve(ctx context.Context) (host *demoHost, address string, err error) {
+	host, err = d.client("host", "10.77.0.101", "[[service]]\nname = \"web\"\nports = [\"tcp/80\"]\necho = true\n")
+	if err != nil {
+		return nil, "", err
+	}
+	if err := host.node.Self("demo", "web").Start(); err != nil {
+		return nil, "", err
+	}
+	if err := host.wait(ctx, func(s control.Status) bool {
+		for _, e := range s.Endpoints {
+			if e.Kind == "service" && e.PublishedAt != nil {
+				address = e.Address
+			}
+		}
+		return address != ""
+	}); err != nil {
+		return nil, "", fmt.Errorf("the service was not published: %w", err)
+	}
+	return host, address, nil
+}
+
+// demoWeb answers GET / with the page, GET /bytes/N with N bytes, and an upload with the SHA-256 of what came.
+func demoWeb(w http.ResponseWriter, r *http.Request) {
+	var n int64
+	switch _, err := fmt.Sscanf(r.URL.Path, "/bytes/%d", &n); {
+	case err == nil:
+		io.CopyN(w, rand.NewChaCha8([32]byte{1}), n)
+	case r.Method != "GET":
+		h := sha256.New()
+		io.Copy(h, r.Body)
+		fmt.Fprintf(w, "%x", h.Sum(nil))
+	default:
+		io.WriteString(w, demoPage)
+	}
+}
 
 // relays makes the network file and starts the relays, all in the lab itself.
 func (d *demoNet) relays() error {

@@ -1,0 +1,144 @@
+//go:build root
+
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"lokinetd/netif/lab"
+	"lokinetd/router/control"
+	"lokinetd/router/key"
+)
+
+// TestMain lets the lab start this test program as lokinetd.
+func TestMain(m *testing.M) {
+	lab.Main()
+	if len(os.Args) > 1 && (os.Args[1] == "run" || os.Args[1] == "demo") {
+		os.Exit(execute(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
+	}
+	os.Exit(m.Run())
+}
+
+const transfer = 20_000_000 // bytes each way
+
+// What a person does with the demo's network, from its second client.
+func TestDemoNetwork(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
+	defer cancel()
+	d := &demoNet{a: &app{out: os.Stdout, err: os.Stderr}, dir: t.TempDir(), operator: key.Generate()}
+	defer func() {
+		if d.lab != nil {
+			d.lab.Close()
+		}
+	}()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(d.relays())
+	_, address, err := d.serve(ctx)
+	must(err)
+	ready := func(s control.Status) bool { return s.State == control.Ready }
+	guest, err := d.client("guest", "10.77.0.102", "")
+	must(err)
+	must(guest.wait(ctx, ready))
+	run := func(args ...string) (string, error) {
+		start := time.Now()
+		out, err := guest.node.Command(args...).CombinedOutput()
+		t.Logf("%.60s: %v", strings.Join(args, " "), time.Since(start))
+		return string(out), err
+	}
+	curl := func(args ...string) string {
+		t.Helper()
+		out, err := run(append([]string{"curl", "-sS", "--fail", "--max-time", "90"}, args...)...)
+		if err != nil {
+			t.Errorf("curl %q: %v: %.300s", args, err, out)
+		}
+		return out
+	}
+	url := "http://" + address
+
+	for _, family := range []string{"-4", "-6"} {
+		if page := curl(family, url+"/"); page != demoPage {
+			t.Errorf("curl %s: %q", family, page)
+		}
+		if out, err := run("ping", family, "-c", "3", "-W", "5", address); err != nil {
+			t.Errorf("ping %s: %v: %s", family, err, out)
+		}
+	}
+
+	file := filepath.Join(t.TempDir(), "file")
+	h := sha256.New()
+	f, err := os.Create(file)
+	must(err)
+	_, err = io.CopyN(io.MultiWriter(h, f), rand.NewChaCha8([32]byte{1}), transfer)
+	must(err)
+	must(f.Close())
+	sum := fmt.Sprintf("%x", h.Sum(nil))
+	curl("-o", file+".down", fmt.Sprintf("%s/bytes/%d", url, transfer))
+	down, err := os.ReadFile(file + ".down")
+	must(err)
+	if got := fmt.Sprintf("%x", sha256.Sum256(down)); got != sum {
+		t.Errorf("download of %d bytes: sum %s, want %s", len(down), got, sum)
+	}
+	if got := curl("-T", file, url+"/up"); got != sum {
+		t.Errorf("upload: sum %s, want %s", got, sum)
+	}
+
+	var wg sync.WaitGroup
+	for range 50 {
+		wg.Go(func() {
+			out, err := guest.node.Command("curl", "-sS", "--fail", "--max-time", "60", "-o", "/dev/null", "-w", "%{size_download}", url+"/bytes/100000").CombinedOutput()
+			if err != nil || string(out) != "100000" {
+				t.Errorf("one of 50 parallel downloads: %v: %s", err, out)
+			}
+		})
+	}
+	wg.Wait()
+
+	for _, transport := range []string{"+notcp", "+tcp"} {
+		for _, typ := range []string{"A", "AAAA"} {
+			out, err := run("dig", "+short", transport, "@127.3.2.1", address, typ)
+			if _, bad := netip.ParseAddr(strings.TrimSpace(out)); err != nil || bad != nil {
+				t.Errorf("dig %s %s: %v: %s", transport, typ, err, out)
+			}
+		}
+	}
+	relays, err := control.NewClient(guest.socket()).Relays(ctx)
+	must(err)
+	if out, err := run("ping", "-c", "3", "-W", "5", relays.Relays[0].Relay); err != nil {
+		t.Errorf("ping of a relay: %v: %s", err, out)
+	}
+	if out, err := run("curl", "-sS", "--max-time", "3", url+":81/"); err == nil {
+		t.Errorf("a port that is not listed answers: %s", out)
+	}
+
+	third := &demoHost{d: d, name: "third"}
+	dir := filepath.Join(d.dir, "third")
+	must(os.Mkdir(dir, 0o700))
+	text := fmt.Sprintf("data_dir = %q\n%s[control]\nsocket = %q\ngroup = \"\"\n", dir, d.network(), third.socket())
+	must(os.WriteFile(filepath.Join(dir, "lokinetd.toml"), []byte(text), 0o600))
+	third.node, err = d.lab.AddNode(lab.NodeConfig{Name: "third", NoIPv6: true, ResolvConf: "nameserver 127.3.2.1\n",
+		Addrs: []netip.Prefix{netip.MustParsePrefix("10.77.0.103/24")}})
+	must(err)
+	must(third.start())
+	must(third.wait(ctx, ready))
+	page, err := third.node.Command("curl", "-sS", "--fail", "--max-time", "20", url+"/").CombinedOutput()
+	if err != nil || string(page) != demoPage {
+		t.Errorf("the client without IPv6: %v: %s", err, page)
+	}
+	third.stop()
+}
