@@ -265,7 +265,7 @@ func TestRealSockets(t *testing.T) {
 		t.Run(listen, func(t *testing.T) {
 			socks, err := Listen(t.Context(), netip.MustParseAddrPort(listen))
 			if err != nil {
-				if netip.MustParseAddrPort(listen).Addr().Is6() {
+				if netip.MustParseAddrPort(listen).Addr().Is6() && os.Getenv("CI") == "" {
 					t.Skip(err) // no IPv6 here
 				}
 				t.Fatal(err)

@@ -37,9 +37,6 @@ func TestDatagramAllocs(t *testing.T) {
 // A relay that forwards through a link allocates no more per datagram than one that forwards with bare quic-go, in the same run. Nothing in this package allocates on
 // that way, but the collector empties the buffer pool now and then and the number of acknowledgements varies, hence the tolerance and the best of a few runs.
 func TestForwardAllocs(t *testing.T) {
-	if testing.Short() {
-		t.Skip("needs sockets")
-	}
 	const count = 20_000
 	measure := func(make func(testing.TB) *forwarding) float64 {
 		f := make(t)

@@ -1094,9 +1094,6 @@ func TestConnectionLimits(t *testing.T) {
 
 // Over real sockets, with what they have and the simulation has not: batches, GSO, ECN.
 func TestLoopback(t *testing.T) {
-	if testing.Short() {
-		t.Skip("needs sockets")
-	}
 	socket := func() net.PacketConn {
 		pc, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 		if err != nil {
