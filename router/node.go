@@ -48,6 +48,7 @@ type Node struct {
 	role   role
 	relay  *relay  // nil at a client
 	client *client // nil at a relay
+	links  linkDrops
 
 	network atomic.Pointer[netdb.NetworkFile]
 
@@ -142,10 +143,10 @@ func (n *Node) serve(f func(ctx context.Context)) {
 }
 
 // Opened, Request, Datagram and Closed are what links tell; the role decides.
-func (n *Node) Opened(c link.Conn)                     { n.role.Opened(c) }
+func (n *Node) Opened(c link.Conn)                     { n.links.opened(c); n.role.Opened(c) }
 func (n *Node) Request(c link.Conn, r *link.Request)   { n.role.Request(c, r) }
 func (n *Node) Datagram(c link.Conn, b *packet.Buffer) { n.role.Datagram(c, b) }
-func (n *Node) Closed(c link.Conn, err error)          { n.role.Closed(c, err) }
+func (n *Node) Closed(c link.Conn, err error)          { n.role.Closed(c, err); n.links.closed(c) }
 
 // SetNetwork takes a newer version of the network file. One with a lower serial is refused by whoever reads it.
 func (n *Node) SetNetwork(f *netdb.NetworkFile) {
