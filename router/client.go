@@ -60,6 +60,7 @@ func (c *client) run(ctx context.Context) error {
 	purge := time.Now().Add(netdb.PurgeInterval)
 	for {
 		now := time.Now()
+		n.beat.Store(now.UnixNano())
 		n.peers.Tick(now)
 		for _, rc := range c.paths.MoreEdges(n.peers.Pending(), func(id key.Public) bool { return n.peers.Get(id) != nil }) {
 			n.peers.Connect(rc.ID)

@@ -52,6 +52,7 @@ type Node struct {
 
 	network atomic.Pointer[netdb.NetworkFile]
 
+	beat atomic.Int64    // when the role's loop last went round, Unix nanoseconds: for the watchdog
 	ctx  context.Context // of Run
 	work sync.WaitGroup  // goroutines that serve requests of others
 }

@@ -74,6 +74,7 @@ func (r *relay) run(ctx context.Context) error {
 	missing := map[key.Public]time.Time{} // connected relays that are not registered, and since when
 	for {
 		now := time.Now()
+		n.beat.Store(now.UnixNano())
 		r.transit.Tick(now)
 		r.sessions.Tick(now)
 		n.peers.Tick(now)
