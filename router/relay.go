@@ -260,7 +260,7 @@ func (n *Node) rules() netdb.Rules { return n.network.Load().Rules() }
 // Paths that end here.
 
 // PathRequest answers a client at the other end of a path (protocol 3 section 4.3).
-func (r *relay) PathRequest(method string, body []byte, reply func([]byte)) {
+func (r *relay) PathRequest(_ path.ID, method string, body []byte, reply func([]byte)) {
 	switch method {
 	case netdb.MethodFetchRIDs:
 		reply(netdb.EncodeRIDs(r.n.store.RegisteredIDs()))

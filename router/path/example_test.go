@@ -320,7 +320,7 @@ type localMessage struct {
 	nonce seal.Nonce
 }
 
-func (l *localTap) PathRequest(method string, body []byte, reply func([]byte)) {
+func (l *localTap) PathRequest(_ ID, method string, body []byte, reply func([]byte)) {
 	if l.request != nil {
 		l.request(method, body, reply)
 	}

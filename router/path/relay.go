@@ -42,9 +42,9 @@ type Relay struct {
 
 // Local is what lies behind the terminal hops of a relay. No method may block.
 type Local interface {
-	// PathRequest is a request of a path's client (protocol 3 section 4.3), path_ping apart, which never comes here. body is the callee's. reply may be called at
+	// PathRequest is a request of the client of the path that ends here as from (protocol 3 section 4.3), path_ping apart, which never comes here. body is the callee's. reply may be called at
 	// most once, later and from any goroutine, or never.
-	PathRequest(method string, body []byte, reply func(body []byte))
+	PathRequest(from ID, method string, body []byte, reply func(body []byte))
 	// SessionControl is a session message for this relay: msg, which is the callee's, is body and 4-byte tag; typ is TypeControl or TypeHandshake.
 	SessionControl(t *Terminal, typ byte, msg []byte, nonce [24]byte)
 	// SessionDatagram is a session datagram for this relay: Data, at least 4 bytes, is body and tag, Nonce the message nonce. The callee owns b.
@@ -370,7 +370,7 @@ func (r *Relay) answer(h *hop, payload, body []byte, reply func([]byte, bool), r
 	case method == methodPing:
 		back(status(textOK))
 	default:
-		r.local.PathRequest(method, arg, back)
+		r.local.PathRequest(h.rx, method, arg, back)
 	}
 }
 

@@ -117,7 +117,7 @@ func (r *onionRelay) Request(ctx context.Context, to key.Public, name string, bo
 	})
 }
 
-func (r *onionRelay) PathRequest(method string, body []byte, reply func([]byte)) {
+func (r *onionRelay) PathRequest(_ path.ID, method string, body []byte, reply func([]byte)) {
 	r.net.mu.Lock()
 	defer r.net.mu.Unlock()
 	switch method {
