@@ -36,7 +36,7 @@ func (sinkOwner) PathControl(*Path, byte, []byte, [24]byte) {}
 // sinkLocal gives back what comes to the relay itself.
 type sinkLocal struct{}
 
-func (sinkLocal) PathRequest(ID, string, []byte, func([]byte))         {}
+func (sinkLocal) PathRequest(ID, string, []byte, func([]byte))     {}
 func (sinkLocal) SessionControl(*Terminal, byte, []byte, [24]byte) {}
 func (sinkLocal) SessionDatagram(_ *Terminal, b *packet.Buffer)    { b.Release() }
 
