@@ -64,6 +64,7 @@ func (a *agent) run() {
 				continue // exec has replied, and replies again
 			}
 		} else {
+			var socket *os.File
 			switch r.Op {
 			case "setup":
 				err = setup(r.Node)
@@ -73,8 +74,15 @@ func (a *agent) run() {
 				err = a.closeNode(r.Target)
 			case "signal":
 				err = a.signal(&r)
+			case "listen":
+				socket, err = listen(r.Network, r.Address)
 			default:
 				err = fmt.Errorf("lab: no operation %q", r.Op)
+			}
+			if socket != nil {
+				a.reply(reply{ID: r.ID}, socket)
+				socket.Close()
+				continue
 			}
 		}
 		closeAll(files)
@@ -89,20 +97,46 @@ func errText(err error) string {
 	return err.Error()
 }
 
-func (a *agent) reply(r reply) {
+func (a *agent) reply(r reply, files ...*os.File) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.w.send(r)
+	a.w.send(r, files...)
+}
+
+// filer is a socket whose descriptor can be had.
+type filer interface {
+	File() (*os.File, error)
+	Close() error
+}
+
+// listen opens a socket in the node's network.
+func listen(network, address string) (*os.File, error) {
+	var s filer
+	if strings.HasPrefix(network, "udp") {
+		c, err := net.ListenPacket(network, address)
+		if err != nil {
+			return nil, fmt.Errorf("lab: %w", err)
+		}
+		s = c.(filer)
+	} else {
+		l, err := net.Listen(network, address)
+		if err != nil {
+			return nil, fmt.Errorf("lab: %w", err)
+		}
+		s = l.(filer)
+	}
+	defer s.Close()
+	return s.File()
 }
 
 // exec starts a command with the given descriptors and replies; when it has ended, it replies again.
 func (a *agent) exec(r *request, files []*os.File) error {
-	if len(r.Args) == 0 || len(files) != 3 {
+	if len(r.Args) == 0 || len(files) < 3 {
 		return errors.New("lab: exec needs a command and three descriptors")
 	}
 	c := exec.Command(r.Args[0], r.Args[1:]...)
 	c.Env, c.Dir = r.Env, r.Dir
-	c.Stdin, c.Stdout, c.Stderr = files[0], files[1], files[2]
+	c.Stdin, c.Stdout, c.Stderr, c.ExtraFiles = files[0], files[1], files[2], files[3:]
 	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := c.Start(); err != nil {
 		return err

@@ -196,9 +196,9 @@ func (n *Node) read() {
 	for {
 		var r reply
 		files, pid, err := n.w.receive(&r)
-		closeAll(files)
 		n.mu.Lock()
 		if err != nil {
+			closeAll(files)
 			n.dead = fmt.Errorf("lab: node %s is gone", n.name)
 			for _, c := range n.waiting {
 				close(c)
@@ -211,7 +211,10 @@ func (n *Node) read() {
 		if pid != 0 {
 			n.pid = pid
 		}
-		if c := n.waiting[r.ID]; c != nil {
+		if c := n.waiting[r.ID]; c == nil {
+			closeAll(files)
+		} else {
+			r.files = files
 			c <- r
 			if r.Exited || r.Err != "" {
 				delete(n.waiting, r.ID)
@@ -240,27 +243,48 @@ func (n *Node) start(r request, files ...*os.File) (uint64, chan reply, error) {
 }
 
 // first waits for the first reply to a request.
-func (n *Node) first(c chan reply) error {
+func (n *Node) first(c chan reply) ([]*os.File, error) {
 	r, ok := <-c
 	if !ok {
-		return fmt.Errorf("lab: node %s is gone", n.name)
+		return nil, fmt.Errorf("lab: node %s is gone", n.name)
 	}
 	if r.Err != "" {
-		return fmt.Errorf("%s (node %s)", r.Err, n.name)
+		return nil, fmt.Errorf("%s (node %s)", r.Err, n.name)
 	}
-	return nil
+	return r.files, nil
 }
 
 func (n *Node) call(r request, files ...*os.File) (uint64, error) {
+	id, answer, err := n.ask(r, files...)
+	closeAll(answer)
+	return id, err
+}
+
+// ask is call for a request whose reply brings files.
+func (n *Node) ask(r request, files ...*os.File) (uint64, []*os.File, error) {
 	id, c, err := n.start(r, files...)
 	if err != nil {
-		return 0, err
+		return 0, nil, err
 	}
-	err = n.first(c)
+	answer, err := n.first(c)
 	n.mu.Lock()
 	delete(n.waiting, id)
 	n.mu.Unlock()
-	return id, err
+	return id, answer, err
+}
+
+// Listen opens a socket in the node, as net.Listen or net.ListenPacket does: to be given to a command in Cmd.ExtraFiles, or for net.FileListener and
+// net.FilePacketConn, which then work in the node from outside. Networks: tcp and udp, and the same with 4 or 6.
+func (n *Node) Listen(network, address string) (*os.File, error) {
+	_, files, err := n.ask(request{Op: "listen", Network: network, Address: address})
+	if err != nil {
+		return nil, err
+	}
+	if len(files) != 1 {
+		closeAll(files)
+		return nil, fmt.Errorf("lab: node %s sent no socket", n.name)
+	}
+	return files[0], nil
 }
 
 // Close ends every process in the node and takes it off the bridge.
@@ -299,6 +323,8 @@ type Cmd struct {
 	Stdin  *os.File // nil: /dev/null
 	Stdout io.Writer
 	Stderr io.Writer // may be the same as Stdout
+	// ExtraFiles are its descriptors from 3 on; they stay the caller's.
+	ExtraFiles []*os.File
 
 	node    *Node
 	id      uint64
@@ -374,10 +400,12 @@ func (c *Cmd) Start() error {
 			return fmt.Errorf("lab: %w", err)
 		}
 	}
+	files = append(files, c.ExtraFiles...)
 	if c.id, c.replies, err = c.node.start(request{Op: "exec", Args: c.Args, Env: env, Dir: dir}, files...); err != nil {
 		return err
 	}
-	return c.node.first(c.replies)
+	_, err = c.node.first(c.replies)
+	return err
 }
 
 // sameWriter reports whether both are one writer; writers that cannot be compared are not.

@@ -230,6 +230,56 @@ func TestCommand(t *testing.T) {
 }
 
 // TestNothingLeft: closing a node or the lab ends everything in it, also processes that went their own way.
+// Sockets of a node are opened from outside: for use there, and for a command of the node.
+func TestListen(t *testing.T) {
+	l, err := New(NodeConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	n, err := l.AddNode(NodeConfig{Name: "n"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := n.Listen("tcp", "127.0.0.1:7777")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	ln, err := net.FileListener(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	go func() {
+		c, err := ln.Accept()
+		if err == nil {
+			io.Copy(c, c)
+			c.Close()
+		}
+	}()
+	if out, err := n.Self("role-dial", "127.0.0.1:7777").CombinedOutput(); err != nil || string(out) != "hello" {
+		t.Errorf("a socket opened from outside: %v: %s", err, out)
+	}
+
+	u, err := n.Listen("udp", "127.3.2.1:53")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer u.Close()
+	c := n.Command("/bin/sh", "-c", "readlink /proc/self/fd/3 /proc/self/fd/4")
+	c.ExtraFiles = []*os.File{f, u}
+	if out, err := c.Output(); err != nil || strings.Count(string(out), "socket:") != 2 {
+		t.Errorf("descriptors of a command: %v: %s", err, out)
+	}
+	for _, bad := range [][2]string{{"tcp", "127.0.0.1:7777"}, {"udp", "192.0.2.1:1"}, {"carrier pigeon", ""}} {
+		if f, err := n.Listen(bad[0], bad[1]); err == nil {
+			f.Close()
+			t.Errorf("listen %v", bad)
+		}
+	}
+}
+
 func TestNothingLeft(t *testing.T) {
 	l := newLab(t)
 	n := addNode(t, l, 1, NodeConfig{})

@@ -19,14 +19,16 @@ const maxMessage = 1 << 20
 // request is what an agent is told. ID comes back in each reply to it.
 type request struct {
 	ID   uint64
-	Op   string // "setup", "node", "close", "exec", "signal"
+	Op   string // "setup", "node", "close", "exec", "signal", "listen"
 	Node *nodeSetup
-	// exec: descriptors 0, 1 and 2 travel along.
+	// exec: descriptors 0, 1, 2 and any more travel along.
 	Args, Env []string
 	Dir       string
 	// signal: to the command that request Target started; close: the node that it made.
 	Target uint64
 	Signal int
+	// listen: as for net.Listen and net.ListenPacket. The socket travels along with the reply.
+	Network, Address string
 }
 
 // nodeSetup is all that an agent needs to make a node and the agent in it to set it up.
@@ -46,6 +48,8 @@ type reply struct {
 	Exited bool // the second reply to exec: the command has ended
 	Code   int  // its exit code; -1: ended by Signal
 	Signal int
+
+	files []*os.File // that came along; whoever takes the reply owns them
 }
 
 type wire struct{ c *net.UnixConn }
