@@ -312,7 +312,7 @@ func (m *Map) pick6(remote key.Address) netip.Addr {
 
 // free4 returns the next free IPv4 address, in turn, so that an address that became free is taken again as late as possible.
 func (m *Map) free4() (netip.Addr, bool) {
-	hosts := uint32(1)<<(32-m.own4.Bits()) - 2 // without the first and the last
+	hosts := m.hosts4()
 	if m.used4 >= int(hosts) {
 		return netip.Addr{}, false
 	}

@@ -32,9 +32,12 @@ const (
 	addrGenModeNone = 1
 )
 
-// Changes is all that a Device puts on the host, for the state file: what Cleanup undoes.
+// Changes is all that a Device puts on the host, for the state file: what Cleanup undoes. It is a desired state, not a journal: any part of it
+// may not be there.
 type Changes struct {
 	Interface string
+	// Index is the interface's number, so that Cleanup does not take another program's for ours.
+	Index int
 	// Unreachable are the ranges that have an unreachable route, so that nothing for them leaves another way while the TUN is away.
 	Unreachable []netip.Prefix
 }
@@ -264,7 +267,7 @@ func (d *Device) save(routes []netip.Prefix) error {
 	if d.record == nil {
 		return nil
 	}
-	if err := d.record(Changes{Interface: d.name, Unreachable: slices.Clone(routes)}); err != nil {
+	if err := d.record(Changes{Interface: d.name, Index: d.Index(), Unreachable: slices.Clone(routes)}); err != nil {
 		return fmt.Errorf("netif: record changes: %w", err)
 	}
 	return nil
@@ -342,10 +345,10 @@ func (d *Device) Close(keepRoutes bool) error {
 }
 
 // Cleanup undoes what a Device has left on the host: its routes, and its interface when a service manager keeps it alive. What is not
-// there, or not ours, is left alone.
+// there, or not ours, is left alone. It can be called again.
 func Cleanup(c Changes) error {
 	var errs []error
-	if link, err := netlink.LinkByName(c.Interface); err == nil && link.Type() == "tuntap" {
+	if link, err := netlink.LinkByName(c.Interface); err == nil && link.Type() == "tuntap" && link.Attrs().Index == c.Index {
 		if err := netlink.LinkDel(link); err != nil {
 			errs = append(errs, fmt.Errorf("netif: remove %s: %w", c.Interface, err))
 		}

@@ -615,12 +615,16 @@ func TestDevice(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 {
-		if err := Cleanup(Changes{Interface: DefaultName, Unreachable: []netip.Prefix{p4.Masked(), p6.Masked()}}); err != nil {
+		if err := Cleanup(Changes{Interface: DefaultName, Index: 99, Unreachable: []netip.Prefix{p4.Masked(), p6.Masked()}}); err != nil {
 			t.Error(err)
 		}
 	}
 	want("cleaned up", p4)
-	if err := Cleanup(Changes{Interface: "eth0"}); err != nil {
+	eth0, err := net.InterfaceByName("eth0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := Cleanup(Changes{Interface: "eth0", Index: eth0.Index}); err != nil {
 		t.Error(err)
 	}
 	if _, err := net.InterfaceByName("eth0"); err != nil {
