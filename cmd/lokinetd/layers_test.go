@@ -22,6 +22,7 @@ var layers = map[string]struct {
 	"router/key":         {"", "identities are values that everything else may use"},
 	"router/packet":      {"", "a buffer knows neither keys nor networks"},
 	"router/seal":        {"router/key", "changes of bytes under a key have no idea of messages, paths or sockets"},
+	"router/seal/sodium": {"", "a witness against our code knows none of it"},
 	"router/control":     {"router/key", "the control socket carries what it is told and decides nothing"},
 	"config":             {"router/key", "a configuration is checked values; those who use them import it, it imports none of them"},
 	"router/netdb":       {"router/bt router/key router/seal", "contacts and their store neither send nor receive"},
@@ -63,7 +64,12 @@ var soleUsers = map[string]string{
 }
 
 // testImports are packages of ours that only tests of a package may import beside its row.
-var testImports = map[string]string{"netif": "netif/lab"}
+var testImports = map[string]string{
+	"netif":        "netif/lab",
+	"router/seal":  "router/seal/sodium",
+	"router/netdb": "router/seal/sodium",
+	"router/path":  "router/seal/sodium",
+}
 
 // testMay are libraries that tests use beside the sole users.
 var testMay = map[string]string{
