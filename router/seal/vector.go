@@ -13,10 +13,17 @@ import (
 // On amd64 x/crypto has ChaCha20 in vector instructions only inside of its ChaCha20-Poly1305: for packets that is two to three times as fast as package chacha20, Poly1305
 // included. To use it without an allocation for each packet, an AEAD is kept and given the packet's key, for which x/crypto has no call: the key is written
 // where the AEAD holds it. That this place is what we take it for is checked once, by type and by result; otherwise, and on other
-// machines, all goes the plain way, with the same results.
+// machines, all goes the plain way, with the same results. (On arm64 the plain way has vector instructions.)
+//
+// Of a hop's or session's key nothing more is kept ready than the key: HChaCha20 takes the first 16 bytes of the nonce, and each message has another one.
 
-// vectorMin is the length in bytes from which vectorStream is the faster way.
-const vectorMin = 256
+const (
+	blockSize = 64 // of ChaCha20, in bytes
+	// vectorMin is the length in bytes from which vectorStream is the faster way.
+	vectorMin = 192
+	// scratchSize is what vectorStream does at once behind the first block: whole blocks, enough for the largest datagram of a link.
+	scratchSize = 45 * blockSize
+)
 
 // vector says whether the vector forms can be used, and are worth it.
 var vector = cpu.X86.HasAVX2 && cpu.X86.HasBMI2 && vectorWorks()
@@ -26,6 +33,8 @@ type engine struct {
 	aead  cipher.AEAD
 	key   *[32]byte // in aead
 	nonce [chacha20poly1305.NonceSize]byte
+	// scratch takes what vectorStream lets the AEAD write: that is longer, by the tag, than there is room for.
+	scratch [scratchSize + TagSize]byte
 }
 
 var engines = sync.Pool{New: func() any { return newEngine() }}
@@ -50,7 +59,7 @@ func vectorWorks() bool {
 		return false
 	}
 	k, n := Key{1}, Nonce{2, 23: 3}
-	a, b := make([]byte, vectorMin+1), make([]byte, vectorMin+1)
+	a, b := make([]byte, scratchSize+3*blockSize), make([]byte, scratchSize+3*blockSize)
 	plainStream(a, &k, &n)
 	vectorStream(b, &k, &n)
 	plainSeal(a, &k, &n)
@@ -87,19 +96,18 @@ func vectorOpen(data []byte, k *Key, n *Nonce) ([]byte, bool) {
 	return body, err == nil
 }
 
-// vectorStream lets the AEAD encrypt whole blocks of data from block 1 on, which is where its message begins. The first block and what is behind the last whole one
-// are done by the plain cipher; the AEAD's tag goes there in between, and away again. data is at least vectorMin bytes.
+// vectorStream lets the AEAD encrypt from block 1 on, which is where its message begins. The first block, and what is longer than a packet, are done by the
+// plain cipher. Always Seal, which is an XOR both ways; its tag is left in the scratch. data is at least a block.
 func vectorStream(data []byte, k *Key, n *Nonce) {
-	const block = 64
 	e := take(k, n)
 	c, _ := chacha20.NewUnauthenticatedCipher(e.key[:], e.nonce[:])
-	c.XORKeyStream(data[:block], data[:block])
-	blocks := (len(data) - block - TagSize) / block
-	whole, rest := data[block:][:blocks*block], data[block+blocks*block:]
-	under := [TagSize]byte(rest)
-	e.aead.Seal(whole[:0], e.nonce[:], whole, nil)
-	copy(rest, under[:])
-	c.SetCounter(uint32(1 + blocks))
-	c.XORKeyStream(rest, rest)
+	c.XORKeyStream(data[:blockSize], data[:blockSize])
+	data = data[blockSize:]
+	packet := data[:min(len(data), scratchSize)]
+	copy(packet, e.aead.Seal(e.scratch[:0], e.nonce[:], packet, nil)) // copy leaves the tag
+	if rest := data[len(packet):]; len(rest) > 0 {
+		c.SetCounter(1 + scratchSize/blockSize)
+		c.XORKeyStream(rest, rest)
+	}
 	e.give()
 }
