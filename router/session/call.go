@@ -439,6 +439,7 @@ func (t *Table) accepted(tag uint32, box []byte, now time.Time) {
 	}
 	t.sendOn(s, now)
 	t.advance(c.r, now)
+	t.later(func() { t.c.Established(c.r.addr) })
 }
 
 // callOwner is told of the paths of a call.

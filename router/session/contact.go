@@ -261,6 +261,7 @@ func (o entranceOwner) changed() {
 	if t.closed {
 		return
 	}
+	t.later(t.c.Inbounds)
 	t.tendPublication(now)
 	for _, e := range t.contacts {
 		if e.cc == nil && t.wanted(e) {

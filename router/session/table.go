@@ -64,6 +64,10 @@ type Config struct {
 	Flags     uint8
 	SRV       []netdb.SRV
 	Published func(Publication) // told of each change of Table.Publication; calls may overlap
+	Inbounds  func()            // told when an inbound path came or went; calls may overlap; nil: nobody is
+
+	// Established is told of each session that is established, whoever called; calls may overlap. nil: nobody is.
+	Established func(remote key.Address)
 
 	Limits Limits
 	Log    *slog.Logger
@@ -184,6 +188,12 @@ func newTable(c Config) *Table {
 	}
 	if c.Deliver == nil {
 		c.Deliver = func(_ key.Address, b *packet.Buffer) { b.Release() }
+	}
+	if c.Established == nil {
+		c.Established = func(key.Address) {}
+	}
+	if c.Inbounds == nil {
+		c.Inbounds = func() {}
 	}
 	if c.Undeliverable == nil {
 		c.Undeliverable = func(_ key.Address, b *packet.Buffer, _ error) { b.Release() }
