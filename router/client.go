@@ -32,6 +32,7 @@ type client struct {
 	endpoints []*Endpoint
 	closed    bool
 	readyAt   time.Time
+	changed   chan struct{} // closed, and made anew, when an inbound path comes or goes
 
 	asking        atomic.Bool // a round of fetch_rids is under way
 	nextRIDs      atomic.Int64
@@ -41,7 +42,7 @@ type client struct {
 }
 
 func newClient(n *Node) (*client, error) {
-	c := &client{n: n}
+	c := &client{n: n, changed: make(chan struct{})}
 	cfg := n.config.Paths
 	cfg.Store, cfg.Log = n.store, n.log.With("mod", "path")
 	c.paths = path.NewClient(cfg)
@@ -109,10 +110,37 @@ func (c *client) checkReady(now time.Time) {
 	for _, e := range c.endpoints {
 		if len(e.Sessions.Inbound(now)) > 0 {
 			c.readyAt = now
+			c.n.times.note(momentPath)
 			if c.n.config.OnReady != nil {
 				c.n.serve(func(context.Context) { c.n.config.OnReady() })
 			}
 			return
+		}
+	}
+}
+
+// inboundsChanged is told when an inbound path of an endpoint came or went.
+func (c *client) inboundsChanged() {
+	c.checkReady(time.Now())
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	close(c.changed)
+	c.changed = make(chan struct{})
+}
+
+// waitInbound waits until an endpoint has an inbound path; false: ctx ended before.
+func (c *client) waitInbound(ctx context.Context) bool {
+	for {
+		c.mu.Lock()
+		changed := c.changed
+		c.mu.Unlock()
+		if len(c.inbound(time.Now())) > 0 {
+			return true
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return false
 		}
 	}
 }
@@ -254,7 +282,11 @@ func (c *client) lookup(ctx context.Context, name string) (nameVerdict, time.Dur
 
 func (c *client) Opened(l link.Conn) {
 	if l.Kind() == link.Client && l.Outbound() {
+		c.n.times.note(momentEdge)
 		c.paths.EdgeUp(l.Remote(), l)
+		if c.paths.EdgeConnected() {
+			c.n.times.note(momentEdges)
+		}
 	}
 }
 

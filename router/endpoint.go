@@ -44,12 +44,14 @@ func (n *Node) AddEndpoint(c EndpointConfig) (*Endpoint, error) {
 	}
 	accept := func(key.Public) bool { return c.Service }
 	e := &Endpoint{Config: c}
-	e.Sessions = session.NewTable(session.Config{
+	sc := session.Config{
 		Name: c.Name, Self: c.Secret, Accept: accept, Deliver: c.Deliver, Undeliverable: c.Undeliverable,
 		Paths: n.client.paths, Inbound: c.Inbound, InboundHops: c.InboundHops, Outbound: c.Outbound,
 		ClientHops: c.ClientHops, RelayHops: c.RelayHops, RelayContact: n.store.Get,
-		Publish: c.Service, Flags: c.Flags, SRV: c.SRV, Published: c.Published, Log: n.log.With("mod", "session"),
-	})
+		Publish: c.Service, Flags: c.Flags, SRV: c.SRV, Published: c.Published, Inbounds: n.client.inboundsChanged, Log: n.log.With("mod", "session"),
+	}
+	n.times.watch(&sc)
+	e.Sessions = session.NewTable(sc)
 	n.client.mu.Lock()
 	defer n.client.mu.Unlock()
 	if n.client.closed {

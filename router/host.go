@@ -99,6 +99,7 @@ func Run(ctx context.Context, c *config.Config, version string, log *slog.Logger
 	if h.dns != nil {
 		g.Go(func() error { return h.dns.Run(ctx) })
 	}
+	h.node.times.note(momentRunning)
 	daemon.SdNotify(false, daemon.SdNotifyReady)
 	log.Info("running", "role", c.Role, "version", version)
 	err = g.Wait()
@@ -152,7 +153,9 @@ func (h *host) openNode(ctx context.Context) error {
 		o.UniqueRange = 0
 	}
 	nc.Paths = path.ClientConfig{Options: o}
-	h.node, err = NewNode(nc)
+	if h.node, err = NewNode(nc); err == nil {
+		h.node.times.at[momentStarted].Store(int64(h.started.Sub(loaded)))
+	}
 	return err
 }
 

@@ -4,6 +4,7 @@ import (
 	"reflect"
 	"strings"
 	"sync"
+	"time"
 	"unicode"
 
 	"lokinetd/router/link"
@@ -83,17 +84,17 @@ func snake(name string) string {
 // linkDrops adds up what all connections have dropped, also those that are closed, so that no counter goes back.
 type linkDrops struct {
 	mu   sync.Mutex
-	open map[link.Conn]struct{}
-	gone link.ConnStats // its Drop fields only
+	open map[link.Conn]time.Time // since when
+	gone link.ConnStats          // its Drop fields only
 }
 
 func (l *linkDrops) opened(c link.Conn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.open == nil {
-		l.open = map[link.Conn]struct{}{}
+		l.open = map[link.Conn]time.Time{}
 	}
-	l.open[c] = struct{}{}
+	l.open[c] = time.Now()
 }
 
 func (l *linkDrops) closed(c link.Conn) {
@@ -101,6 +102,13 @@ func (l *linkDrops) closed(c link.Conn) {
 	defer l.mu.Unlock()
 	delete(l.open, c)
 	addDrops(&l.gone, c.Stats())
+}
+
+// since is when a connection was established; zero when it is closed.
+func (l *linkDrops) since(c link.Conn) time.Time {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.open[c]
 }
 
 func (l *linkDrops) stats() link.ConnStats {

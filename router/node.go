@@ -49,6 +49,7 @@ type Node struct {
 	relay  *relay  // nil at a client
 	client *client // nil at a relay
 	links  linkDrops
+	times  timeline
 
 	network atomic.Pointer[netdb.NetworkFile]
 

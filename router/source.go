@@ -19,19 +19,7 @@ type source struct{ h *host }
 
 var _ dns.Source = source{}
 
-// readyPoll is how often a query that waits for the first path looks again.
-const readyPoll = 20 * time.Millisecond
-
-func (s source) Ready(ctx context.Context) bool {
-	for len(s.h.node.client.inbound(time.Now())) == 0 {
-		select {
-		case <-ctx.Done():
-			return false
-		case <-time.After(readyPoll):
-		}
-	}
-	return true
-}
+func (s source) Ready(ctx context.Context) bool { return s.h.node.client.waitInbound(ctx) }
 
 func (s source) Self() key.Address { return s.h.browsing().Address() }
 
@@ -86,7 +74,9 @@ func (s source) Addr(ctx context.Context, a key.Address, v6 bool) (netip.Addr, e
 	case err != nil:
 		return ip, err
 	}
-	b.Sessions.Connect(ctx, a) // whatever becomes of it, the address is right
+	if b.Sessions.Connect(ctx, a) == nil { // whatever becomes of it, the address is right
+		s.h.node.times.note(momentResolved)
+	}
 	return ip, nil
 }
 
