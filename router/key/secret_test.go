@@ -5,18 +5,12 @@ import (
 	"crypto"
 	"crypto/ed25519"
 	"crypto/rand"
-	"encoding/gob"
-	"encoding/hex"
-	"encoding/json"
-	"encoding/xml"
-	"fmt"
-	"io"
-	"log/slog"
 	"reflect"
-	"strings"
 	"testing"
 
 	"filippo.io/edwards25519"
+
+	"lokinetd/router/testkit"
 )
 
 // torsion are the canonical encodings of the points of order 1, 2, 4, 4, 8, 8, 8, 8. Origin: libsodium's list of small-order points.
@@ -38,7 +32,7 @@ func TestBadPublicKeys(t *testing.T) {
 	}
 	var bad []fault
 	for _, h := range torsion {
-		bad = append(bad, fault{Public(unhex(t, h)), errSmallOrder})
+		bad = append(bad, fault{Public(testkit.Hex(t, h)), errSmallOrder})
 	}
 	// The same points and some larger ones with y not reduced, or x = 0 with the sign bit set.
 	for _, h := range []string{
@@ -50,16 +44,16 @@ func TestBadPublicKeys(t *testing.T) {
 		"eeffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff",
 		"f0ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f", // y = 3
 	} {
-		bad = append(bad, fault{Public(unhex(t, h)), errNotCanonical})
+		bad = append(bad, fault{Public(testkit.Hex(t, h)), errNotCanonical})
 	}
-	bad = append(bad, fault{Public(unhex(t, "0200000000000000000000000000000000000000000000000000000000000000")), errNotPoint})
+	bad = append(bad, fault{Public(testkit.Hex(t, "0200000000000000000000000000000000000000000000000000000000000000")), errNotPoint})
 	// A good key plus a point of small order: half of all points on the curve and more are like this.
 	honest, err := FromSeed(counting(0)).Public().point()
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, h := range torsion[1:] {
-		low, err := new(edwards25519.Point).SetBytes(unhex(t, h))
+		low, err := new(edwards25519.Point).SetBytes(testkit.Hex(t, h))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -85,7 +79,7 @@ func TestBadPublicKeys(t *testing.T) {
 	}
 	// What the check in Verify is for: under the identity as key, R = s*B with any s is a signature of any message.
 	forged := append(edwards25519.NewGeneratorPoint().Bytes(), scalarOne().Bytes()...)
-	identity := Public(unhex(t, torsion[0]))
+	identity := Public(testkit.Hex(t, torsion[0]))
 	if !ed25519.Verify(identity[:], msg, forged) {
 		t.Error("the forgery does not fool plain Ed25519: the test is void")
 	}
@@ -95,8 +89,8 @@ func TestBadPublicKeys(t *testing.T) {
 }
 
 func TestSignatures(t *testing.T) {
-	r := random(t)
-	s := randomSecret(r)
+	r := testkit.Rand(t)
+	s := FromSeed([32]byte(r.Bytes(32)))
 	blind := s.Blind()
 	for _, k := range []struct {
 		name string
@@ -144,9 +138,9 @@ func TestSignatures(t *testing.T) {
 }
 
 func TestDH(t *testing.T) {
-	r := random(t)
+	r := testkit.Rand(t)
 	for range 8 {
-		a, b := randomSecret(r), randomSecret(r)
+		a, b := FromSeed([32]byte(r.Bytes(32))), FromSeed([32]byte(r.Bytes(32)))
 		ab, err := a.DH(b.Public())
 		if err != nil {
 			t.Fatal(err)
@@ -243,69 +237,14 @@ func TestSecretsStayHidden(t *testing.T) {
 		[]*Secret{s}, map[string]*Secret{"k": s}, []Secret{*s},
 	}
 	for _, v := range values {
-		for _, verb := range []string{"%v", "%+v", "%#v", "%x", "%X", "% x", "%s", "%q", "%d", "%c", "%U", "%o", "%b", "%t", "%e", "%p"} {
-			noLeak(t, fmt.Sprintf("%s of %T", verb, v), []byte(fmt.Sprintf(verb, v)), parts)
-		}
-		noLeak(t, fmt.Sprintf("Println of %T", v), []byte(fmt.Sprintln(v)), parts)
-		var out bytes.Buffer
-		opts := &slog.HandlerOptions{Level: slog.LevelDebug}
-		for _, h := range []slog.Handler{slog.NewTextHandler(&out, opts), slog.NewJSONHandler(&out, opts)} {
-			slog.New(h).With("w", v).Debug("m", "k", v, slog.Group("g", "k", v))
-		}
-		j, _ := json.Marshal(v)
-		out.Write(j)
-		x, _ := xml.Marshal(v)
-		out.Write(x)
-		gob.NewEncoder(&out).Encode(v)
-		noLeak(t, fmt.Sprintf("slog, json, xml or gob of %T", v), out.Bytes(), parts)
+		testkit.Hidden(t, v, parts, "%p")
 	}
 	for _, v := range []any{s, b, s.Signer()} {
-		if _, err := json.Marshal(v); err == nil {
-			t.Errorf("json takes %T", v)
-		}
-		if err := gob.NewEncoder(io.Discard).Encode(v); err == nil {
-			t.Errorf("gob takes %T", v)
-		}
+		testkit.Unencodable(t, v)
 	}
 	for _, typ := range []reflect.Type{reflect.TypeFor[Secret](), reflect.TypeFor[Blinded]()} {
 		if typ.Comparable() {
 			t.Errorf("%v is comparable", typ)
 		}
 	}
-	// The test's own eyes: each of these would be a leak.
-	for _, text := range []string{string(seed[:]), fmt.Sprintf("%x", seed), fmt.Sprintf("%X", seed), fmt.Sprint(seed), fmt.Sprintf("%#v", seed)} {
-		if leak([]byte(text), parts) == "" {
-			t.Errorf("the test does not see %q", text)
-		}
-	}
-}
-
-func noLeak(t *testing.T, what string, out []byte, parts [][]byte) {
-	t.Helper()
-	if l := leak(out, parts); l != "" {
-		t.Errorf("%s shows %s:\n%.300q", what, l, out)
-	}
-}
-
-// leak looks for any eight bytes in a row of a secret, in the usual notations. (Fewer would be met by chance, in addresses and public keys.)
-func leak(out []byte, parts [][]byte) string {
-	text := strings.ToLower(string(out))
-	for _, p := range parts {
-		for i := range len(p) - 7 {
-			q := p[i:][:8]
-			dec := strings.Trim(fmt.Sprint(q), "[]")
-			for _, s := range []string{
-				hex.EncodeToString(q), fmt.Sprintf("% x", q), dec, strings.ReplaceAll(dec, " ", ", "), strings.ReplaceAll(dec, " ", ","),
-				strings.ReplaceAll(fmt.Sprintf("% #x", q), " ", ", "),
-			} {
-				if strings.Contains(text, s) {
-					return fmt.Sprintf("%q", s)
-				}
-			}
-			if bytes.Contains(out, q) {
-				return fmt.Sprintf("raw %q", q)
-			}
-		}
-	}
-	return ""
 }

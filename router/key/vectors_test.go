@@ -1,62 +1,14 @@
 package key
 
 import (
-	"encoding/hex"
-	"flag"
 	"fmt"
-	"math/rand/v2"
-	"os"
-	"strconv"
 	"testing"
-	"time"
+
+	"lokinetd/router/testkit"
 )
 
-var seedFlag = flag.Uint64("seed", 0, "seed of random tests, printed by them; also LOKINETD_SEED")
-
-// random gives a source of which the seed is printed when the test fails.
-func random(t testing.TB) *rand.Rand {
-	seed := *seedFlag
-	if seed == 0 {
-		seed, _ = strconv.ParseUint(os.Getenv("LOKINETD_SEED"), 10, 64)
-	}
-	if seed == 0 {
-		seed = uint64(time.Now().UnixNano())
-	}
-	t.Logf("-seed %d", seed)
-	return rand.New(rand.NewPCG(seed, 0))
-}
-
-func randomSecret(r *rand.Rand) *Secret {
-	var seed [32]byte
-	for i := range seed {
-		seed[i] = byte(r.Uint32())
-	}
-	return FromSeed(seed)
-}
-
-func unhex(t testing.TB, s string) []byte {
-	t.Helper()
-	b, err := hex.DecodeString(s)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return b
-}
-
 // counting gives the seed from, from+1, ... that the vectors of the protocol documents are made with.
-func counting(from byte) (seed [32]byte) {
-	for i := range seed {
-		seed[i] = from + byte(i)
-	}
-	return seed
-}
-
-func equal(t *testing.T, what string, got []byte, want string) {
-	t.Helper()
-	if hex.EncodeToString(got) != want {
-		t.Errorf("%s = %x, want %s", what, got, want)
-	}
-}
+func counting(from byte) [32]byte { return [32]byte(testkit.Counting(from, 32)) }
 
 // Origin: protocol 1 section 2.1; the last one upstream's, section 8.2.
 func TestVectorBase32z(t *testing.T) {
@@ -66,7 +18,7 @@ func TestVectorBase32z(t *testing.T) {
 		{"03a107bff3ce10be1d70dd18e74bc09967e4d6309ba50d5f1ddc8664125531b8", "yqooxx9u3aemh8mo5wcqq16yufu6jitouq1o4za751dger1igghy"},
 		{"c5cb04f736113e5c891cdb3d62f4910e118081fc2497a98b7800ecbb11f0ffb5", "azfoj73snr9f3neh5c6sf7rtbaeabyxhr1m4un5aydsmsrxo964o"},
 	} {
-		p := Public(unhex(t, v.hex))
+		p := Public(testkit.Hex(t, v.hex))
 		if p.String() != v.text {
 			t.Errorf("%s in base32z: %s, want %s", v.hex, p, v.text)
 		}
@@ -80,40 +32,40 @@ func TestVectorBase32z(t *testing.T) {
 func TestVectorX25519(t *testing.T) {
 	s := FromSeed(counting(0))
 	pub := s.Public()
-	equal(t, "public key", pub[:], "03a107bff3ce10be1d70dd18e74bc09967e4d6309ba50d5f1ddc8664125531b8")
-	equal(t, "X25519 secret", s.ECDH().Bytes(), "3894eea49c580aef816935762be049559d6d1440dede12e6a125f1841fff8e6f")
+	testkit.Equal(t, "public key", pub[:], "03a107bff3ce10be1d70dd18e74bc09967e4d6309ba50d5f1ddc8664125531b8")
+	testkit.Equal(t, "X25519 secret", s.ECDH().Bytes(), "3894eea49c580aef816935762be049559d6d1440dede12e6a125f1841fff8e6f")
 	const xpub = "4701d08488451f545a409fb58ae3e58581ca40ac3f7f114698cd71deac73ca01"
-	equal(t, "X25519 public key of the secret", s.ECDH().PublicKey().Bytes(), xpub)
+	testkit.Equal(t, "X25519 public key of the secret", s.ECDH().PublicKey().Bytes(), xpub)
 	x, err := pub.ECDH()
 	if err != nil {
 		t.Fatal(err)
 	}
-	equal(t, "X25519 public key of the public key", x.Bytes(), xpub)
+	testkit.Equal(t, "X25519 public key of the public key", x.Bytes(), xpub)
 }
 
 // Origin: protocol 1 section 4.5; router/seal's test goes on from here to the key.
 func TestVectorServerKey(t *testing.T) {
 	pub := FromSeed(counting(0x20)).Public()
-	equal(t, "public key", pub[:], "29acbae141bccaf0b22e1a94d34d0bc7361e526d0bfe12c89794bc9322966dd7")
+	testkit.Equal(t, "public key", pub[:], "29acbae141bccaf0b22e1a94d34d0bc7361e526d0bfe12c89794bc9322966dd7")
 }
 
 // Origin: protocol 1 section 4.8.
 func TestVectorBlind(t *testing.T) {
 	s := FromSeed(counting(0))
 	b := s.Blind()
-	equal(t, "f", blindFactor(s.Public()).Bytes(), "5d4606c4f03db771cb0b6eb047f8b340e46ef82977a051c97c39c9760e6b4000")
-	equal(t, "b", b.in().scalar.Bytes(), "9656a510d9eae163e358d9f4b306b8604799978e501b9b30208d68b448546809")
-	equal(t, "h", b.in().hash[:], "c1267deb4d896696bbdccf3937bfc93b72908dbe01cd7146b2adc8ae261a6bf2")
+	testkit.Equal(t, "f", blindFactor(s.Public()).Bytes(), "5d4606c4f03db771cb0b6eb047f8b340e46ef82977a051c97c39c9760e6b4000")
+	testkit.Equal(t, "b", b.in().scalar.Bytes(), "9656a510d9eae163e358d9f4b306b8604799978e501b9b30208d68b448546809")
+	testkit.Equal(t, "h", b.in().hash[:], "c1267deb4d896696bbdccf3937bfc93b72908dbe01cd7146b2adc8ae261a6bf2")
 	const want = "397cfce440e500ffde9b166e209e5fc241f727a922c97f2e65115cd68670efe2"
 	pub := b.Public()
-	equal(t, "B of the secret", pub[:], want)
+	testkit.Equal(t, "B of the secret", pub[:], want)
 	pub, err := s.Public().Blind()
 	if err != nil {
 		t.Fatal(err)
 	}
-	equal(t, "B of the public key", pub[:], want)
+	testkit.Equal(t, "B of the public key", pub[:], want)
 	sig := b.Sign([]byte("test message"))
-	equal(t, "signature", sig[:], "a3f16f2b18b89f0bd87071738a19a0c221ad8794673bd6cae0ba75b1531f43c9"+
+	testkit.Equal(t, "signature", sig[:], "a3f16f2b18b89f0bd87071738a19a0c221ad8794673bd6cae0ba75b1531f43c9"+
 		"599354b24dbc1242b8aa5b1c5ef66b7c93aef5f1e3cb9ba0d535924f898c6e08")
 	if !pub.Verify([]byte("test message"), sig[:]) {
 		t.Error("the signature does not verify")
@@ -136,11 +88,11 @@ func TestVectorSign(t *testing.T) {
 			"6291d657deec24024827e69c3abe01a30ce548a284743a445e3680d7db5ac3ac18ff9b538d16f290ae67f760984dc6594a7c15e9716ed28dc027beceea1ec40a",
 		},
 	} {
-		s := FromSeed([32]byte(unhex(t, v.seed)))
-		pub, sig := s.Public(), s.Sign(unhex(t, v.msg))
-		equal(t, "public key", pub[:], v.pub)
-		equal(t, "signature", sig[:], v.sig)
-		if !pub.Verify(unhex(t, v.msg), sig[:]) {
+		s := FromSeed([32]byte(testkit.Hex(t, v.seed)))
+		pub, sig := s.Public(), s.Sign(testkit.Hex(t, v.msg))
+		testkit.Equal(t, "public key", pub[:], v.pub)
+		testkit.Equal(t, "signature", sig[:], v.sig)
+		if !pub.Verify(testkit.Hex(t, v.msg), sig[:]) {
 			t.Error("the signature does not verify")
 		}
 	}

@@ -3,9 +3,10 @@
 package packet
 
 import (
-	"math/rand/v2"
 	"net/netip"
 	"testing"
+
+	"lokinetd/router/testkit"
 )
 
 func TestBufferAllocs(t *testing.T) {
@@ -24,8 +25,8 @@ func TestBufferAllocs(t *testing.T) {
 
 func TestRewriteAllocs(t *testing.T) {
 	a, b := netip.MustParseAddr("fd2e:7365:7368::1"), netip.MustParseAddr("fd2e:7365:7368::2")
-	p := make6(a, b, 6, 6, nil, segment(rand.New(rand.NewPCG(1, 2)), 6, 1200))
-	e := make6(a, b, 58, 58, nil, append([]byte{1, 3, 0, 0, 0, 0, 0, 0}, p[:200]...))
+	p := testkit.IP6(a, b, 6, 6, nil, segment(testkit.Seeded(1), 6, 1200))
+	e := testkit.IP6(a, b, 58, 58, nil, append([]byte{1, 3, 0, 0, 0, 0, 0, 0}, p[:200]...))
 	bad := p[:30]
 	if n := testing.AllocsPerRun(1000, func() {
 		if Rewrite(p, b, a) != nil {
@@ -45,7 +46,7 @@ func TestRewriteAllocs(t *testing.T) {
 
 func BenchmarkRewrite(b *testing.B) {
 	x, y := netip.MustParseAddr("fd2e:7365:7368::1"), netip.MustParseAddr("fd2e:7365:7368::2")
-	p := make6(x, y, 6, 6, nil, segment(rand.New(rand.NewPCG(1, 2)), 6, 1200))
+	p := testkit.IP6(x, y, 6, 6, nil, segment(testkit.Seeded(1), 6, 1200))
 	for b.Loop() {
 		if err := Rewrite(p, x, y); err != nil {
 			b.Fatal(err)

@@ -3,118 +3,14 @@ package packet
 import (
 	"bytes"
 	"encoding/binary"
-	"encoding/hex"
-	"flag"
 	"fmt"
-	"math/rand/v2"
 	"net/netip"
-	"os"
-	"strconv"
 	"testing"
-	"time"
+
+	"lokinetd/router/testkit"
 )
 
-var seedFlag = flag.Uint64("seed", 0, "seed of random tests (also LOKINETD_SEED); 0: from the clock")
-
-// random returns a source that can be repeated with the printed seed.
-func random(t testing.TB) *rand.Rand {
-	seed := *seedFlag
-	if s, err := strconv.ParseUint(os.Getenv("LOKINETD_SEED"), 10, 64); seed == 0 && err == nil {
-		seed = s
-	}
-	if seed == 0 {
-		seed = uint64(time.Now().UnixNano())
-	}
-	t.Logf("seed %d", seed)
-	return rand.New(rand.NewPCG(seed, 0))
-}
-
-// The slow reference: sums a byte at a time, over the whole of what is covered, in plain arithmetic modulo 65535. It shares no code
-// with the package.
-
-// residue is the one's-complement sum of all parts modulo 65535; 0 for valid checksums.
-func residue(parts ...[]byte) int {
-	s := 0
-	for _, p := range parts {
-		for i, c := range p {
-			if i%2 == 0 {
-				s += int(c) << 8
-			} else {
-				s += int(c)
-			}
-		}
-	}
-	return s % 65535
-}
-
-func pseudo(src, dst netip.Addr, proto, n int) []byte {
-	p := append(src.AsSlice(), dst.AsSlice()...)
-	return append(p, byte(n>>24), byte(n>>16), byte(n>>8), byte(n), 0, 0, 0, byte(proto))
-}
-
-// sumOffset is where a protocol keeps the checksum that covers the addresses; -1: it has none.
-func sumOffset(version, proto int) int {
-	switch {
-	case proto == 6:
-		return 16
-	case proto == 17 || proto == 136 || proto == 33:
-		return 6
-	case proto == 58 && version == 6:
-		return 2
-	}
-	return -1
-}
-
-// setSum computes a whole checksum over pseudo header and segment the slow way.
-func setSum(seg []byte, at, proto int, ps []byte) {
-	seg[at], seg[at+1] = 0, 0
-	r := 65535 - residue(ps, seg) // 1..65535
-	if proto != 17 && proto != 136 {
-		r %= 65535
-	}
-	binary.BigEndian.PutUint16(seg[at:], uint16(r))
-}
-
-// make4 and make6 build whole packets with right checksums. ext is a chain of extension headers, already linked up to proto.
-func make4(src, dst netip.Addr, proto int, options, seg []byte) []byte {
-	h := 20 + len(options)
-	b := make([]byte, h, h+len(seg))
-	b[0] = 0x40 | byte(h/4)
-	b[8], b[9] = 64, byte(proto)
-	binary.BigEndian.PutUint16(b[2:], uint16(h+len(seg)))
-	copy(b[12:], src.AsSlice())
-	copy(b[16:], dst.AsSlice())
-	copy(b[20:], options)
-	seg = bytes.Clone(seg)
-	if at := sumOffset(4, proto); at >= 0 {
-		setSum(seg, at, proto, pseudo(src, dst, proto, len(seg)))
-	} else if proto == 1 {
-		setSum(seg, 2, 1, nil)
-	}
-	fix4(b)
-	return append(b, seg...)
-}
-
-func fix4(b []byte) {
-	h := int(b[0]&15) * 4
-	setSum(b[:h], 10, 0, nil)
-}
-
-func make6(src, dst netip.Addr, first, proto int, ext, seg []byte) []byte {
-	b := make([]byte, 40, 40+len(ext)+len(seg))
-	b[0] = 0x60
-	binary.BigEndian.PutUint16(b[4:], uint16(len(ext)+len(seg)))
-	b[6], b[7] = byte(first), 64
-	copy(b[8:], src.AsSlice())
-	copy(b[24:], dst.AsSlice())
-	seg = bytes.Clone(seg)
-	if at := sumOffset(6, proto); at >= 0 {
-		setSum(seg, at, proto, pseudo(src, dst, proto, len(seg)))
-	}
-	return append(append(b, ext...), seg...)
-}
-
-func randAddr(r *rand.Rand, version int) netip.Addr {
+func randAddr(r testkit.Source, version int) netip.Addr {
 	var a [16]byte
 	for i := range a {
 		a[i] = byte(r.Uint32())
@@ -140,7 +36,7 @@ func unspecified(version int) netip.Addr {
 	return netip.IPv6Unspecified()
 }
 
-func segment(r *rand.Rand, proto, n int) []byte {
+func segment(r testkit.Source, proto, n int) []byte {
 	s := make([]byte, n)
 	switch r.IntN(4) {
 	case 0: // sparse, so that sums near 0 and 0xFFFF occur
@@ -168,22 +64,22 @@ var protos = []int{1, 6, 17, 33, 50, 51, 58, 59, 132, 135, 136, 139}
 // TestRewriteDifferential: a random packet with right checksums, rewritten, equals the packet that the slow reference makes with the
 // new addresses; and the same for every way of writing an ICMP error around it, cut anywhere.
 func TestRewriteDifferential(t *testing.T) {
-	r := random(t)
+	r := testkit.Rand(t)
 	for i := range 30000 {
 		version, proto, n := 4+2*r.IntN(2), protos[r.IntN(len(protos))], 20+r.IntN(60)
 		seg := segment(r, proto, n)
 		extras := r.IntN(3)
 		build := func(src, dst netip.Addr) []byte {
 			if version == 4 {
-				return make4(src, dst, proto, make([]byte, 4*extras), seg)
+				return testkit.IP4(src, dst, proto, make([]byte, 4*extras), seg)
 			}
 			switch extras {
 			case 1: // destination options
-				return make6(src, dst, 60, proto, []byte{byte(proto), 0, 1, 4, 0, 0, 0, 0}, seg)
+				return testkit.IP6(src, dst, 60, proto, []byte{byte(proto), 0, 1, 4, 0, 0, 0, 0}, seg)
 			case 2: // hop-by-hop, routing without segments left, atomic fragment
-				return make6(src, dst, 0, proto, []byte{43, 0, 1, 4, 0, 0, 0, 0, 44, 0, 0, 0, 0, 0, 0, 0, byte(proto), 0, 0, 0, 1, 2, 3, 4}, seg)
+				return testkit.IP6(src, dst, 0, proto, []byte{43, 0, 1, 4, 0, 0, 0, 0, 44, 0, 0, 0, 0, 0, 0, 0, byte(proto), 0, 0, 0, 1, 2, 3, 4}, seg)
 			}
-			return make6(src, dst, proto, proto, nil, seg)
+			return testkit.IP6(src, dst, proto, proto, nil, seg)
 		}
 		src, dst, src2, dst2 := randAddr(r, version), randAddr(r, version), randAddr(r, version), randAddr(r, version)
 		want, got := build(src2, dst2), build(src, dst)
@@ -200,15 +96,15 @@ func TestRewriteDifferential(t *testing.T) {
 			icmpProto, icmpType, ipLen = 58, 1, 40+extras*(extras+1)*4
 		}
 		cut := ipLen + r.IntN(n+1)
-		if at := sumOffset(version, proto); at >= 0 && cut == ipLen+at+1 {
+		if at := testkit.SumOffset(version, proto); at >= 0 && cut == ipLen+at+1 {
 			continue // half a checksum is refused
 		}
 		wrap := func(src, dst netip.Addr) []byte {
 			inner := build(dst, src)
 			if version == 4 {
-				return make4(src, dst, icmpProto, nil, append([]byte{icmpType, 1, 0, 0, 0, 0, 0, 0}, inner[:cut]...))
+				return testkit.IP4(src, dst, icmpProto, nil, append([]byte{icmpType, 1, 0, 0, 0, 0, 0, 0}, inner[:cut]...))
 			}
-			return make6(src, dst, icmpProto, icmpProto, nil, append([]byte{icmpType, 3, 0, 0, 0, 0, 0, 0}, inner[:cut]...))
+			return testkit.IP6(src, dst, icmpProto, icmpProto, nil, append([]byte{icmpType, 3, 0, 0, 0, 0, 0, 0}, inner[:cut]...))
 		}
 		got, want = wrap(src, dst), wrap(src2, dst2)
 		ip, err := ParseIP(got)
@@ -229,7 +125,7 @@ func TestRewriteDifferential(t *testing.T) {
 
 // TestRewriteFragments: fragments rewritten one by one and put together again equal the whole packet rewritten.
 func TestRewriteFragments(t *testing.T) {
-	r := random(t)
+	r := testkit.Rand(t)
 	for range 2000 {
 		version, proto := 4+2*r.IntN(2), []int{6, 17, 58, 136}[r.IntN(4)]
 		if proto == 58 && version == 4 {
@@ -239,9 +135,9 @@ func TestRewriteFragments(t *testing.T) {
 		src, dst, src2, dst2 := randAddr(r, version), randAddr(r, version), randAddr(r, version), randAddr(r, version)
 		whole := func(src, dst netip.Addr) []byte {
 			if version == 4 {
-				return make4(src, dst, proto, nil, seg)[20:]
+				return testkit.IP4(src, dst, proto, nil, seg)[20:]
 			}
-			return make6(src, dst, proto, proto, nil, seg)[40:]
+			return testkit.IP6(src, dst, proto, proto, nil, seg)[40:]
 		}
 		data, want := whole(src, dst), whole(src2, dst2)
 		var got []byte
@@ -251,20 +147,20 @@ func TestRewriteFragments(t *testing.T) {
 			more := at+n < len(data)
 			var f []byte
 			if version == 4 {
-				f = make4(src, dst, 255, nil, part)
+				f = testkit.IP4(src, dst, 255, nil, part)
 				f[9] = byte(proto)
 				binary.BigEndian.PutUint16(f[6:], uint16(at/8))
 				binary.BigEndian.PutUint16(f[4:], 77)
 				if more {
 					f[6] |= 0x20
 				}
-				fix4(f)
+				testkit.SetHeaderSum(f)
 			} else {
 				h := []byte{byte(proto), 0, byte(at >> 8), byte(at), 0, 0, 0, 77}
 				if more {
 					h[3] |= 1
 				}
-				f = make6(src, dst, 44, 255, h, part)
+				f = testkit.IP6(src, dst, 44, 255, h, part)
 			}
 			ip, err := ParseIP(f)
 			if err != nil || !ip.Fragment || ip.More != more || ip.Offset != at || ip.FragmentID != 77 || ip.FirstPart() != ip.Transport || int(ip.Proto) != proto {
@@ -273,7 +169,7 @@ func TestRewriteFragments(t *testing.T) {
 			if err := ip.Rewrite(f, src2, dst2); err != nil {
 				t.Fatal(err)
 			}
-			if version == 4 && residue(f[:20]) != 0 {
+			if version == 4 && testkit.Residue(f[:20]) != 0 {
 				t.Fatal("header checksum of a fragment")
 			}
 			got = append(got, f[ip.Header:]...)
@@ -285,23 +181,15 @@ func TestRewriteFragments(t *testing.T) {
 	}
 }
 
-func unhex(t testing.TB, s string) []byte {
-	b, err := hex.DecodeString(s)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return b
-}
-
 // TestRewriteVector is the worked example of protocol 4 section 4.2: a UDP packet with zero addresses and right checksum.
 func TestRewriteVector(t *testing.T) {
-	zero := unhex(t, "60000000000d11ff"+"0000000000000000000000000000000000000000000000000000000000000000"+"c35004d2000df3df68656c6c6f")
+	zero := testkit.Hex(t, "60000000000d11ff"+"0000000000000000000000000000000000000000000000000000000000000000"+"c35004d2000df3df68656c6c6f")
 	src, dst := netip.MustParseAddr("fd2e:7365:7368::1"), netip.MustParseAddr("fd2e:7365:7368:0:a0a1:a2a3:a4a5:a6a7")
 	b := bytes.Clone(zero)
 	if err := Rewrite(b, src, dst); err != nil {
 		t.Fatal(err)
 	}
-	if residue(pseudo(src, dst, 17, 13), b[40:]) != 0 {
+	if testkit.Residue(testkit.Pseudo(src, dst, 17, 13), b[40:]) != 0 {
 		t.Fatalf("checksum of %x", b)
 	}
 	if err := Rewrite(b, netip.IPv6Unspecified(), netip.IPv6Unspecified()); err != nil || !bytes.Equal(b, zero) {
@@ -324,38 +212,38 @@ func TestParseIP(t *testing.T) {
 	}{
 		{"empty", nil, ErrTruncated, nil},
 		{"version 5", []byte{0x50}, ErrVersion, nil},
-		{"ipv4 header cut", make4(a4, b4, 17, nil, udp)[:19], ErrTruncated, nil},
-		{"ipv4 header length 4", append([]byte{0x44}, make4(a4, b4, 17, nil, udp)[1:]...), ErrHeader, nil},
-		{"ipv4 header longer than packet", append([]byte{0x4f}, make4(a4, b4, 17, nil, udp)[1:]...), ErrHeader, nil},
-		{"udp", make4(a4, b4, 17, nil, udp), nil, func(ip IP) bool {
+		{"ipv4 header cut", testkit.IP4(a4, b4, 17, nil, udp)[:19], ErrTruncated, nil},
+		{"ipv4 header length 4", append([]byte{0x44}, testkit.IP4(a4, b4, 17, nil, udp)[1:]...), ErrHeader, nil},
+		{"ipv4 header longer than packet", append([]byte{0x4f}, testkit.IP4(a4, b4, 17, nil, udp)[1:]...), ErrHeader, nil},
+		{"udp", testkit.IP4(a4, b4, 17, nil, udp), nil, func(ip IP) bool {
 			return ip.Version == 4 && ip.Proto == 17 && ip.Header == 20 && ip.Len == 28 && ip.Src == a4 && ip.Dst == b4 && ip.Transport && ip.SrcPort == 0x1234 && ip.DstPort == 53 && ip.FirstPart()
 		}},
-		{"padding", append(make4(a4, b4, 17, nil, udp), 1, 2, 3), nil, func(ip IP) bool { return ip.Len == 28 }},
-		{"udp cut", make4(a4, b4, 50, nil, udp[:7]), nil, func(ip IP) bool { return !ip.Transport }},
-		{"udp without checksum over ipv4", zeroSum(make4(a4, b4, 17, nil, udp), 26), nil, func(ip IP) bool { return ip.sum == 0 }},
-		{"udp without checksum over ipv6", zeroSum(make6(a6, b6, 17, 17, nil, udp), 46), ErrChecksum, nil},
-		{"udp-lite without checksum", zeroSum(make4(a4, b4, 136, nil, udp), 26), ErrChecksum, nil},
-		{"tcp", make6(a6, b6, 6, 6, nil, tcp), nil, func(ip IP) bool { return ip.TCPFlags == TCPSyn && ip.DstPort == 80 && ip.sum == 56 }},
-		{"tcp data offset 4", make6(a6, b6, 6, 6, nil, append(append(bytes.Clone(tcp[:12]), 0x40), tcp[13:]...)), ErrHeader, nil},
-		{"ipv6 header alone", make6(a6, b6, 59, 59, nil, nil), nil, func(ip IP) bool { return ip.Len == 40 && ip.Proto == 59 }},
-		{"ipv6 header alone, tcp promised", make6(a6, b6, 6, 59, nil, nil), ErrTruncated, nil},
-		{"jumbogram", make6(a6, b6, 0, 59, nil, nil), ErrTruncated, nil},
-		{"routing with segments left", make6(a6, b6, 43, 17, []byte{17, 0, 0, 1, 0, 0, 0, 0}, udp), ErrRouting, nil},
-		{"hop-by-hop not first", make6(a6, b6, 60, 17, []byte{0, 0, 1, 4, 0, 0, 0, 0, 17, 0, 1, 4, 0, 0, 0, 0}, udp), ErrHeader, nil},
-		{"two fragment headers", make6(a6, b6, 44, 17, []byte{44, 0, 0, 1, 0, 0, 0, 1, 17, 0, 0, 1, 0, 0, 0, 1}, udp), ErrHeader, nil},
-		{"home address", make6(a6, b6, 60, 17, append([]byte{17, 2, 1, 2, 0, 0, 201, 16}, make([]byte, 16)...), udp), ErrOptions, nil},
-		{"destination option beyond its header", make6(a6, b6, 60, 17, []byte{17, 0, 1, 5, 0, 0, 0, 0}, udp), ErrHeader, nil},
-		{"nine extension headers", make6(a6, b6, 60, 17, append(bytes.Repeat([]byte{60, 0, 1, 4, 0, 0, 0, 0}, 8), 17, 0, 1, 4, 0, 0, 0, 0), udp), ErrOptions, nil},
-		{"extension header cut", make6(a6, b6, 60, 59, []byte{17, 1, 1, 4, 0, 0, 0, 0}, nil), ErrTruncated, nil},
-		{"record route", make4(a4, b4, 17, []byte{7, 7, 4, 0, 0, 0, 0, 0}, udp), ErrOptions, nil},
-		{"timestamp", make4(a4, b4, 17, []byte{1, 68, 7, 5, 0, 0, 0, 0}, udp), ErrOptions, nil},
-		{"strict source route", make4(a4, b4, 17, []byte{137, 7, 4, 0, 0, 0, 0, 0}, udp), ErrRouting, nil},
-		{"router alert", make4(a4, b4, 17, []byte{148, 4, 0, 0}, udp), nil, func(ip IP) bool { return ip.Header == 24 && ip.DstPort == 53 }},
-		{"option beyond the header", make4(a4, b4, 17, []byte{148, 5, 0, 0}, udp), ErrHeader, nil},
-		{"first fragment without the transport header", frag(make4(a4, b4, 50, nil, tcp[:16]), 0x2000), nil, func(ip IP) bool { return ip.Fragment }},
-		{"fragment beyond 65535", frag(make4(a4, b4, 17, nil, udp), 0x1fff), ErrHeader, nil},
-		{"ah", make6(a6, b6, 51, 51, nil, udp), nil, func(ip IP) bool { return ip.Proto == 51 && ip.sum == 0 }},
-		{"icmpv6 over ipv4 is not icmp", make4(a4, b4, 59, nil, udp), nil, func(ip IP) bool { return !ip.ICMP() && ip.sum == 0 }},
+		{"padding", append(testkit.IP4(a4, b4, 17, nil, udp), 1, 2, 3), nil, func(ip IP) bool { return ip.Len == 28 }},
+		{"udp cut", testkit.IP4(a4, b4, 50, nil, udp[:7]), nil, func(ip IP) bool { return !ip.Transport }},
+		{"udp without checksum over ipv4", zeroSum(testkit.IP4(a4, b4, 17, nil, udp), 26), nil, func(ip IP) bool { return ip.sum == 0 }},
+		{"udp without checksum over ipv6", zeroSum(testkit.IP6(a6, b6, 17, 17, nil, udp), 46), ErrChecksum, nil},
+		{"udp-lite without checksum", zeroSum(testkit.IP4(a4, b4, 136, nil, udp), 26), ErrChecksum, nil},
+		{"tcp", testkit.IP6(a6, b6, 6, 6, nil, tcp), nil, func(ip IP) bool { return ip.TCPFlags == TCPSyn && ip.DstPort == 80 && ip.sum == 56 }},
+		{"tcp data offset 4", testkit.IP6(a6, b6, 6, 6, nil, append(append(bytes.Clone(tcp[:12]), 0x40), tcp[13:]...)), ErrHeader, nil},
+		{"ipv6 header alone", testkit.IP6(a6, b6, 59, 59, nil, nil), nil, func(ip IP) bool { return ip.Len == 40 && ip.Proto == 59 }},
+		{"ipv6 header alone, tcp promised", testkit.IP6(a6, b6, 6, 59, nil, nil), ErrTruncated, nil},
+		{"jumbogram", testkit.IP6(a6, b6, 0, 59, nil, nil), ErrTruncated, nil},
+		{"routing with segments left", testkit.IP6(a6, b6, 43, 17, []byte{17, 0, 0, 1, 0, 0, 0, 0}, udp), ErrRouting, nil},
+		{"hop-by-hop not first", testkit.IP6(a6, b6, 60, 17, []byte{0, 0, 1, 4, 0, 0, 0, 0, 17, 0, 1, 4, 0, 0, 0, 0}, udp), ErrHeader, nil},
+		{"two fragment headers", testkit.IP6(a6, b6, 44, 17, []byte{44, 0, 0, 1, 0, 0, 0, 1, 17, 0, 0, 1, 0, 0, 0, 1}, udp), ErrHeader, nil},
+		{"home address", testkit.IP6(a6, b6, 60, 17, append([]byte{17, 2, 1, 2, 0, 0, 201, 16}, make([]byte, 16)...), udp), ErrOptions, nil},
+		{"destination option beyond its header", testkit.IP6(a6, b6, 60, 17, []byte{17, 0, 1, 5, 0, 0, 0, 0}, udp), ErrHeader, nil},
+		{"nine extension headers", testkit.IP6(a6, b6, 60, 17, append(bytes.Repeat([]byte{60, 0, 1, 4, 0, 0, 0, 0}, 8), 17, 0, 1, 4, 0, 0, 0, 0), udp), ErrOptions, nil},
+		{"extension header cut", testkit.IP6(a6, b6, 60, 59, []byte{17, 1, 1, 4, 0, 0, 0, 0}, nil), ErrTruncated, nil},
+		{"record route", testkit.IP4(a4, b4, 17, []byte{7, 7, 4, 0, 0, 0, 0, 0}, udp), ErrOptions, nil},
+		{"timestamp", testkit.IP4(a4, b4, 17, []byte{1, 68, 7, 5, 0, 0, 0, 0}, udp), ErrOptions, nil},
+		{"strict source route", testkit.IP4(a4, b4, 17, []byte{137, 7, 4, 0, 0, 0, 0, 0}, udp), ErrRouting, nil},
+		{"router alert", testkit.IP4(a4, b4, 17, []byte{148, 4, 0, 0}, udp), nil, func(ip IP) bool { return ip.Header == 24 && ip.DstPort == 53 }},
+		{"option beyond the header", testkit.IP4(a4, b4, 17, []byte{148, 5, 0, 0}, udp), ErrHeader, nil},
+		{"first fragment without the transport header", frag(testkit.IP4(a4, b4, 50, nil, tcp[:16]), 0x2000), nil, func(ip IP) bool { return ip.Fragment }},
+		{"fragment beyond 65535", frag(testkit.IP4(a4, b4, 17, nil, udp), 0x1fff), ErrHeader, nil},
+		{"ah", testkit.IP6(a6, b6, 51, 51, nil, udp), nil, func(ip IP) bool { return ip.Proto == 51 && ip.sum == 0 }},
+		{"icmpv6 over ipv4 is not icmp", testkit.IP4(a4, b4, 59, nil, udp), nil, func(ip IP) bool { return !ip.ICMP() && ip.sum == 0 }},
 	}
 	for _, tt := range tests {
 		switch tt.name {
@@ -400,18 +288,18 @@ func TestChecksumZero(t *testing.T) {
 		seg[12] = 0x50
 		for x := range 65536 {
 			binary.BigEndian.PutUint16(seg[8:], uint16(x))
-			b := make4(src, dst, proto, nil, seg)
-			want := make4(netip.IPv4Unspecified(), netip.IPv4Unspecified(), proto, nil, seg)
+			b := testkit.IP4(src, dst, proto, nil, seg)
+			want := testkit.IP4(netip.IPv4Unspecified(), netip.IPv4Unspecified(), proto, nil, seg)
 			if err := Rewrite(b, netip.IPv4Unspecified(), netip.IPv4Unspecified()); err != nil || !bytes.Equal(b, want) {
 				t.Fatalf("proto %d, word %#x: %v\n got %x\nwant %x", proto, x, err, b, want)
 			}
-			forms[binary.BigEndian.Uint16(b[20+sumOffset(4, proto):])] = true
+			forms[binary.BigEndian.Uint16(b[20+testkit.SumOffset(4, proto):])] = true
 		}
 		if forms[0] == (proto == 17) || forms[0xffff] == (proto == 6) {
 			t.Errorf("proto %d: 0x0000 %v, 0xFFFF %v", proto, forms[0], forms[0xffff])
 		}
 	}
-	b := make4(src, dst, 17, nil, make([]byte, 8))
+	b := testkit.IP4(src, dst, 17, nil, make([]byte, 8))
 	b[26], b[27] = 0, 0
 	if err := Rewrite(b, dst, src); err != nil || b[26] != 0 || b[27] != 0 {
 		t.Errorf("udp without checksum: %v, %x", err, b[26:28])
@@ -424,7 +312,7 @@ func TestFillZeroUDP(t *testing.T) {
 	n := 0
 	for x := range 65536 {
 		binary.BigEndian.PutUint16(seg[8:], uint16(x))
-		b := make6(src, dst, 17, 17, nil, seg)
+		b := testkit.IP6(src, dst, 17, 17, nil, seg)
 		want := bytes.Clone(b)
 		isZero := b[46] == 0xff && b[47] == 0xff
 		b[46], b[47] = 0, 0
@@ -444,7 +332,7 @@ func TestFillZeroUDP(t *testing.T) {
 }
 
 func TestEchoReply(t *testing.T) {
-	r := random(t)
+	r := testkit.Rand(t)
 	for range 2000 {
 		for _, version := range []int{4, 6} {
 			src, dst := randAddr(r, version), randAddr(r, version)
@@ -453,12 +341,12 @@ func TestEchoReply(t *testing.T) {
 			var req, want []byte
 			if version == 4 {
 				q[0], q[1], a[0], a[1] = 8, 0, 0, 0
-				req, want = make4(src, dst, 1, nil, q), make4(dst, src, 1, nil, a)
+				req, want = testkit.IP4(src, dst, 1, nil, q), testkit.IP4(dst, src, 1, nil, a)
 				req[8] = byte(r.Uint32())
-				fix4(req)
+				testkit.SetHeaderSum(req)
 			} else {
 				q[0], q[1], a[0], a[1] = 128, 0, 129, 0
-				req, want = make6(src, dst, 58, 58, nil, q), make6(dst, src, 58, 58, nil, a)
+				req, want = testkit.IP6(src, dst, 58, 58, nil, q), testkit.IP6(dst, src, 58, 58, nil, a)
 				req[7] = byte(r.Uint32())
 			}
 			if !EchoReply(req) || !bytes.Equal(req, want) {
@@ -475,22 +363,22 @@ func TestEchoReply(t *testing.T) {
 func TestOriginalRefused(t *testing.T) {
 	a, b := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")
 	a6, b6 := netip.MustParseAddr("fd00::1"), netip.MustParseAddr("fd00::2")
-	udp := make4(b, a, 17, nil, make([]byte, 8))
-	udp6 := make6(b6, a6, 17, 17, nil, make([]byte, 8))
+	udp := testkit.IP4(b, a, 17, nil, make([]byte, 8))
+	udp6 := testkit.IP6(b6, a6, 17, 17, nil, make([]byte, 8))
 	icmp := func(typ byte, field5 byte, inner []byte) []byte {
-		return make4(a, b, 1, nil, append([]byte{typ, 1, 0, 0, 0, field5, 0, 0}, inner...))
+		return testkit.IP4(a, b, 1, nil, append([]byte{typ, 1, 0, 0, 0, field5, 0, 0}, inner...))
 	}
 	fragment := icmp(3, 0, udp)
 	fragment[6] |= 0x20
 	for name, p := range map[string][]byte{
 		"extensions":               icmp(3, 7, udp),
-		"extensions, icmpv6":       make6(a6, b6, 58, 58, nil, append([]byte{1, 3, 0, 0, 9, 0, 0, 0}, udp6...)),
+		"extensions, icmpv6":       testkit.IP6(a6, b6, 58, 58, nil, append([]byte{1, 3, 0, 0, 9, 0, 0, 0}, udp6...)),
 		"an error about an error":  icmp(3, 0, icmp(11, 0, udp)),
 		"the other family":         icmp(3, 0, udp6),
 		"nothing":                  icmp(3, 0, nil),
 		"19 bytes":                 icmp(3, 0, udp[:19]),
 		"first fragment of errors": fragment,
-		"record route":             icmp(12, 0, make4(b, a, 17, []byte{7, 7, 4, 0, 0, 0, 0, 0}, make([]byte, 8))),
+		"record route":             icmp(12, 0, testkit.IP4(b, a, 17, []byte{7, 7, 4, 0, 0, 0, 0, 0}, make([]byte, 8))),
 	} {
 		ip, err := ParseIP(p)
 		if err != nil || !ip.ICMPError() {
@@ -512,14 +400,14 @@ func TestOriginalRefused(t *testing.T) {
 // change elsewhere than in addresses and checksums. For whatever is accepted: only these bytes change; sums that were right stay right and
 // wrong ones wrong by the same amount; writing the old addresses back gives the old packet, but for the two forms of zero.
 func FuzzRewrite(f *testing.F) {
-	r := rand.New(rand.NewPCG(1, 2))
+	r := testkit.Seeded(1)
 	for _, proto := range protos {
 		seg := segment(r, proto, 40)
-		f.Add(make4(randAddr(r, 4), randAddr(r, 4), proto, nil, seg), []byte("0123456789abcdefghijklmnopqrstuv"))
-		p := make6(randAddr(r, 6), randAddr(r, 6), proto, proto, nil, seg)
+		f.Add(testkit.IP4(randAddr(r, 4), randAddr(r, 4), proto, nil, seg), []byte("0123456789abcdefghijklmnopqrstuv"))
+		p := testkit.IP6(randAddr(r, 6), randAddr(r, 6), proto, proto, nil, seg)
 		f.Add(p, make([]byte, 32))
-		f.Add(make6(randAddr(r, 6), randAddr(r, 6), 58, 58, nil, append([]byte{1, 0, 0, 0, 0, 0, 0, 0}, p...)), make([]byte, 32))
-		f.Add(make4(randAddr(r, 4), randAddr(r, 4), 1, nil, append([]byte{3, 0, 0, 0, 0, 0, 0, 0}, make4(randAddr(r, 4), randAddr(r, 4), proto, nil, seg)...)), make([]byte, 32))
+		f.Add(testkit.IP6(randAddr(r, 6), randAddr(r, 6), 58, 58, nil, append([]byte{1, 0, 0, 0, 0, 0, 0, 0}, p...)), make([]byte, 32))
+		f.Add(testkit.IP4(randAddr(r, 4), randAddr(r, 4), 1, nil, append([]byte{3, 0, 0, 0, 0, 0, 0, 0}, testkit.IP4(randAddr(r, 4), randAddr(r, 4), proto, nil, seg)...)), make([]byte, 32))
 	}
 	f.Fuzz(func(t *testing.T, p, addrs []byte) {
 		ip, err := ParseIP(p)
@@ -567,16 +455,16 @@ func FuzzRewrite(f *testing.F) {
 		sums = func(at int, ip IP, b []byte, src, dst netip.Addr) (rs []int) {
 			if ip.Version == 4 {
 				mark(at+10, 10)
-				rs = append(rs, residue(b[at:at+ip.Header]))
+				rs = append(rs, testkit.Residue(b[at:at+ip.Header]))
 			} else {
 				mark(at+8, 32)
 			}
 			end := min(at+ip.Len, len(b))
-			if s := sumOffset(int(ip.Version), int(ip.Proto)); s >= 0 && ip.FirstPart() && at+ip.Header+s+2 <= end {
+			if s := testkit.SumOffset(int(ip.Version), int(ip.Proto)); s >= 0 && ip.FirstPart() && at+ip.Header+s+2 <= end {
 				s += at + ip.Header
 				if udp := ip.Proto == 17 || ip.Proto == 136; !udp || old[s] != 0 || old[s+1] != 0 {
 					mark(s, 2)
-					rs = append(rs, residue(pseudo(src, dst, int(ip.Proto), 0), b[at+ip.Header:end]))
+					rs = append(rs, testkit.Residue(testkit.Pseudo(src, dst, int(ip.Proto), 0), b[at+ip.Header:end]))
 				}
 			}
 			return rs
@@ -588,7 +476,7 @@ func FuzzRewrite(f *testing.F) {
 			before = append(before, sums(at, o, old[:ip.Len], o.Src, o.Dst)...)
 			after = append(after, sums(at, o, p[:ip.Len], dst, src)...)
 			if ip.Version == 4 {
-				before, after = append(before, residue(old[ip.Header:ip.Len])), append(after, residue(p[ip.Header:ip.Len]))
+				before, after = append(before, testkit.Residue(old[ip.Header:ip.Len])), append(after, testkit.Residue(p[ip.Header:ip.Len]))
 			}
 			if back, err := view.Original(p); err != nil || back.Src != dst || back.Dst != src {
 				t.Fatalf("original: %v %+v", err, back)
@@ -625,8 +513,8 @@ func FuzzRewrite(f *testing.F) {
 
 // FuzzEchoReply. Threat: as FuzzRewrite; a relay answers pings by itself.
 func FuzzEchoReply(f *testing.F) {
-	f.Add(make4(netip.IPv4Unspecified(), netip.IPv4Unspecified(), 1, nil, []byte{8, 0, 0, 0, 0, 1, 0, 2}))
-	f.Add(make6(netip.IPv6Unspecified(), netip.IPv6Unspecified(), 58, 58, nil, []byte{128, 0, 0, 0, 0, 1, 0, 2}))
+	f.Add(testkit.IP4(netip.IPv4Unspecified(), netip.IPv4Unspecified(), 1, nil, []byte{8, 0, 0, 0, 0, 1, 0, 2}))
+	f.Add(testkit.IP6(netip.IPv6Unspecified(), netip.IPv6Unspecified(), 58, 58, nil, []byte{128, 0, 0, 0, 0, 1, 0, 2}))
 	f.Fuzz(func(t *testing.T, p []byte) {
 		old := bytes.Clone(p)
 		FillZeroUDP(p)

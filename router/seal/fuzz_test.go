@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"lokinetd/router/key"
+	"lokinetd/router/testkit"
 )
 
 // A sealed box comes from anyone who knows our address, before anything about the sender is known. It may be anything: it must not crash us, open unless it was
@@ -12,7 +13,7 @@ import (
 func FuzzOpenBox(f *testing.F) {
 	to := secret(0)
 	for _, n := range []int{0, 1, 100} {
-		b, err := Box(to.Public(), counting(0, n))
+		b, err := Box(to.Public(), testkit.Counting(0, n))
 		if err != nil {
 			f.Fatal(err)
 		}
@@ -20,7 +21,7 @@ func FuzzOpenBox(f *testing.F) {
 		f.Add(b[:len(b)-1])
 	}
 	for _, h := range lowOrder {
-		f.Add(append(unhex(f, h), make([]byte, TagSize+5)...))
+		f.Add(append(testkit.Hex(f, h), make([]byte, TagSize+5)...))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		before := bytes.Clone(b)
@@ -50,7 +51,7 @@ func FuzzOpenBox(f *testing.F) {
 // A record comes from a relay, which may lie, for a name that a user typed. What opens must be the one record of that name, owner and nonce.
 func FuzzOpenName(f *testing.F) {
 	owner := secret(0).Public()
-	nonce := Nonce(counting(0x40, 24))
+	nonce := Nonce(testkit.Counting(0x40, 24))
 	f.Add("jason.loki", SealName("jason.loki", owner, &nonce), nonce[:])
 	f.Add("Jason.loki", SealName("jason.loki", key.Public{}, &nonce), nonce[:])
 	f.Add("", []byte{}, nonce[:])

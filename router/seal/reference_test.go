@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/cpu"
+
+	"lokinetd/router/testkit"
 )
 
 // The slow reference: ChaCha20, HChaCha20 and Poly1305 as RFC 8439 and draft-irtf-cfrg-xchacha-03 write them down, a byte and a big integer at a
@@ -159,7 +161,7 @@ func TestCipherForms(t *testing.T) {
 	if cpu.X86.HasAVX2 && cpu.X86.HasBMI2 && !vector {
 		t.Error("this machine has the vector instructions, and the plain forms are used")
 	}
-	r := random(t)
+	r := testkit.Rand(t)
 	lengths := []int{scratchSize + 63, scratchSize + 64, scratchSize + 65, scratchSize + 64 + 130}
 	for n := range 330 {
 		lengths = append(lengths, n)
@@ -168,7 +170,7 @@ func TestCipherForms(t *testing.T) {
 		lengths = append(lengths, int(r.Uint64()%3001))
 	}
 	for _, n := range lengths {
-		checkForms(t, randomBytes(r, n), int(r.Uint64()%64), Key(randomBytes(r, 32)), Nonce(randomBytes(r, 24)))
+		checkForms(t, r.Bytes(n), int(r.Uint64()%64), Key(r.Bytes(32)), Nonce(r.Bytes(24)))
 	}
 }
 
@@ -176,7 +178,7 @@ func TestCipherForms(t *testing.T) {
 // of another packet in the same buffer.
 func FuzzCiphers(f *testing.F) {
 	for _, n := range []int{0, 1, 63, 64, 65, 191, 192, 257, 1200, 2852, scratchSize + 65} {
-		f.Add(pattern(n), uint8(n), counting(0x80, 32), counting(0x40, 24))
+		f.Add(pattern(n), uint8(n), testkit.Counting(0x80, 32), testkit.Counting(0x40, 24))
 	}
 	f.Fuzz(func(t *testing.T, msg []byte, at uint8, k, n []byte) {
 		if len(k) == 32 && len(n) == 24 && len(msg) < 1<<13 {

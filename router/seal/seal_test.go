@@ -2,14 +2,8 @@ package seal
 
 import (
 	"bytes"
-	"encoding/gob"
-	"encoding/hex"
-	"encoding/json"
 	"fmt"
-	"io"
-	"log/slog"
 	"reflect"
-	"strings"
 	"sync"
 	"testing"
 
@@ -17,6 +11,7 @@ import (
 	"golang.org/x/crypto/poly1305"
 
 	"lokinetd/router/key"
+	"lokinetd/router/testkit"
 )
 
 // flips calls f with b under each of its bits flipped in turn.
@@ -35,9 +30,9 @@ func TestSealOpen(t *testing.T) {
 }
 
 func testSealOpen(t *testing.T, Seal func([]byte, *Key, *Nonce), Open func([]byte, *Key, *Nonce) ([]byte, bool)) {
-	r := random(t)
+	r := testkit.Rand(t)
 	for _, n := range []int{0, 1, 15, 16, 17, 100} {
-		k, nonce, msg := Key(randomBytes(r, 32)), Nonce(randomBytes(r, 24)), randomBytes(r, n)
+		k, nonce, msg := Key(r.Bytes(32)), Nonce(r.Bytes(24)), r.Bytes(n)
 		whole := append(append([]byte("before"), msg...), "room for the tagbehind"...)
 		data := whole[6 : 6+n+TagSize]
 		Seal(data, &k, &nonce)
@@ -76,10 +71,10 @@ func testSealOpen(t *testing.T, Seal func([]byte, *Key, *Nonce), Open func([]byt
 
 // Many goroutines share the engines.
 func TestVectorConcurrency(t *testing.T) {
-	r := random(t)
+	r := testkit.Rand(t)
 	var wg sync.WaitGroup
 	for range 8 {
-		k, nonce, msg := Key(randomBytes(r, 32)), Nonce(randomBytes(r, 24)), randomBytes(r, 1400)
+		k, nonce, msg := Key(r.Bytes(32)), Nonce(r.Bytes(24)), r.Bytes(1400)
 		want := bytes.Clone(msg)
 		plainStream(want, &k, &nonce)
 		wg.Go(func() {
@@ -101,13 +96,13 @@ func TestVectorConcurrency(t *testing.T) {
 
 // A message goes up a path of four hops and a reply comes down, with the nonce mutated at each hop (protocol 1 section 4.6).
 func TestOnionNonces(t *testing.T) {
-	r := random(t)
+	r := testkit.Rand(t)
 	hops := make([]Hop, 4)
 	for i := range hops {
-		hops[i] = NewHop(Key(randomBytes(r, 32)))
+		hops[i] = NewHop(Key(r.Bytes(32)))
 	}
-	msg := randomBytes(r, 200)
-	data, nonce := bytes.Clone(msg), Nonce(randomBytes(r, 24))
+	msg := r.Bytes(200)
+	data, nonce := bytes.Clone(msg), Nonce(r.Bytes(24))
 	start := nonce
 	for i := len(hops) - 1; i >= 0; i-- { // the client
 		Stream(data, &hops[i].Key, &nonce)
@@ -130,16 +125,16 @@ func badKeys(t *testing.T) []key.Public {
 	return []key.Public{
 		{},     // order 4
 		{0: 1}, // the identity
-		key.Public(unhex(t, "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05")), // order 8
-		key.Public(unhex(t, "eeffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f")), // the identity again
+		key.Public(testkit.Hex(t, "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05")), // order 8
+		key.Public(testkit.Hex(t, "eeffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f")), // the identity again
 		{0: 2}, // not on the curve
 	}
 }
 
 func TestPathKeys(t *testing.T) {
-	r := random(t)
-	client, relay := key.FromSeed([32]byte(randomBytes(r, 32))), key.FromSeed([32]byte(randomBytes(r, 32)))
-	nonce := Nonce(randomBytes(r, 24))
+	r := testkit.Rand(t)
+	client, relay := key.FromSeed([32]byte(r.Bytes(32))), key.FromSeed([32]byte(r.Bytes(32)))
+	nonce := Nonce(r.Bytes(24))
 	c, err := ClientPathKey(client, relay.Public(), &nonce)
 	if err != nil {
 		t.Fatal(err)
@@ -178,10 +173,10 @@ var lowOrder = []string{
 }
 
 func TestBox(t *testing.T) {
-	r := random(t)
-	to := key.FromSeed([32]byte(randomBytes(r, 32)))
+	r := testkit.Rand(t)
+	to := key.FromSeed([32]byte(r.Bytes(32)))
 	for _, n := range []int{0, 1, 32, 33, 100} {
-		msg := randomBytes(r, n)
+		msg := r.Bytes(n)
 		sealed, err := Box(to.Public(), msg)
 		if err != nil || len(sealed) != n+BoxOverhead {
 			t.Fatalf("%d bytes in a box of %d: %v", n, len(sealed), err)
@@ -216,7 +211,7 @@ func TestBox(t *testing.T) {
 	// Anyone can make a box around an ephemeral of small order: its shared secret is zeros. It must not open, though its tag is right.
 	own := to.ECDH().PublicKey().Bytes()
 	for _, h := range lowOrder {
-		eph := unhex(t, h)
+		eph := testkit.Hex(t, h)
 		forged := append(eph, make([]byte, TagSize)...)
 		zeros, err := chacha20.HChaCha20(make([]byte, 32), make([]byte, 16))
 		if err != nil {
@@ -294,7 +289,7 @@ func TestSession(t *testing.T) {
 		}
 	}
 	for _, h := range lowOrder {
-		low := [32]byte(unhex(t, h))
+		low := [32]byte(testkit.Hex(t, h))
 		fails("Y "+h, low, resp.C)
 		if got, err := Respond(low, e.M()); err == nil || got.C != nil {
 			t.Errorf("answers X %s", h)
@@ -355,7 +350,7 @@ func TestRespondCopies(t *testing.T) {
 
 func TestNames(t *testing.T) {
 	owner := secret(0).Public()
-	nonce := Nonce(counting(0x40, 24))
+	nonce := Nonce(testkit.Counting(0x40, 24))
 	record := SealName("jason.loki", owner, &nonce)
 	if len(record) != NameSize {
 		t.Errorf("a record of %d bytes", len(record))
@@ -400,7 +395,7 @@ func TestHashLimits(t *testing.T) {
 
 // Whatever is done with keys, or with something that holds them in exported fields, none of it comes out.
 func TestSecretsStayHidden(t *testing.T) {
-	k := Key(counting(0x51, 32))
+	k := Key(testkit.Counting(0x51, 32))
 	hop := NewHop(k)
 	e := NewEphemeral()
 	resp, err := Respond(e.X(), e.M())
@@ -429,62 +424,14 @@ func TestSecretsStayHidden(t *testing.T) {
 		[]Key{k}, []Hop{hop}, map[string]Key{"k": k}, [2]Hop{hop, hop},
 	}
 	for _, v := range values {
-		for _, verb := range []string{"%v", "%+v", "%#v", "%x", "%X", "% x", "%s", "%q", "%d", "%c", "%U", "%o", "%b", "%t", "%e"} {
-			noLeak(t, fmt.Sprintf("%s of %T", verb, v), []byte(fmt.Sprintf(verb, v)), parts)
-		}
-		var out bytes.Buffer
-		for _, h := range []slog.Handler{slog.NewTextHandler(&out, nil), slog.NewJSONHandler(&out, nil)} {
-			slog.New(h).With("w", v).Info("m", "k", v, slog.Group("g", "k", v))
-		}
-		j, _ := json.Marshal(v)
-		out.Write(j)
-		gob.NewEncoder(&out).Encode(v)
-		noLeak(t, fmt.Sprintf("slog, json or gob of %T", v), out.Bytes(), parts)
+		testkit.Hidden(t, v, parts)
 	}
 	for _, v := range []any{k, hop, e, resp} {
-		if _, err := json.Marshal(v); err == nil {
-			t.Errorf("json takes %T", v)
-		}
-		if err := gob.NewEncoder(io.Discard).Encode(v); err == nil {
-			t.Errorf("gob takes %T", v)
-		}
+		testkit.Unencodable(t, v)
 	}
 	for _, typ := range []reflect.Type{reflect.TypeFor[Ephemeral](), reflect.TypeFor[Response]()} {
 		if typ.Comparable() {
 			t.Errorf("%v is comparable", typ)
 		}
 	}
-	if leak([]byte(fmt.Sprintf("%x", k[:])), parts) == "" || leak([]byte(fmt.Sprint(k[:])), parts) == "" {
-		t.Error("the test sees nothing")
-	}
-}
-
-func noLeak(t *testing.T, what string, out []byte, parts [][]byte) {
-	t.Helper()
-	if l := leak(out, parts); l != "" {
-		t.Errorf("%s shows %s:\n%.300q", what, l, out)
-	}
-}
-
-// leak looks for any eight bytes in a row of a secret, in the usual notations. (Fewer would be met by chance, in addresses and public keys.)
-func leak(out []byte, parts [][]byte) string {
-	text := strings.ToLower(string(out))
-	for _, p := range parts {
-		for i := range len(p) - 7 {
-			q := p[i:][:8]
-			dec := strings.Trim(fmt.Sprint(q), "[]")
-			for _, s := range []string{
-				hex.EncodeToString(q), fmt.Sprintf("% x", q), dec, strings.ReplaceAll(dec, " ", ", "), strings.ReplaceAll(dec, " ", ","),
-				strings.ReplaceAll(fmt.Sprintf("% #x", q), " ", ", "),
-			} {
-				if strings.Contains(text, s) {
-					return fmt.Sprintf("%q", s)
-				}
-			}
-			if bytes.Contains(out, q) {
-				return fmt.Sprintf("raw %q", q)
-			}
-		}
-	}
-	return ""
 }

@@ -3,89 +3,39 @@ package seal
 import (
 	"bytes"
 	"crypto/ecdh"
-	"encoding/hex"
-	"flag"
-	"math/rand/v2"
-	"os"
 	"strconv"
 	"testing"
-	"time"
 
 	"lokinetd/router/key"
+	"lokinetd/router/testkit"
 )
 
-var seedFlag = flag.Uint64("seed", 0, "seed of random tests, printed by them; also LOKINETD_SEED")
-
-// random gives a source of which the seed is printed when the test fails.
-func random(t testing.TB) *rand.ChaCha8 {
-	seed := *seedFlag
-	if seed == 0 {
-		seed, _ = strconv.ParseUint(os.Getenv("LOKINETD_SEED"), 10, 64)
-	}
-	if seed == 0 {
-		seed = uint64(time.Now().UnixNano())
-	}
-	t.Logf("-seed %d", seed)
-	return rand.NewChaCha8([32]byte([]byte(strconv.FormatUint(seed, 10) + string(make([]byte, 32)))[:32]))
-}
-
-func randomBytes(r *rand.ChaCha8, n int) []byte {
-	b := make([]byte, n)
-	r.Read(b)
-	return b
-}
-
-func unhex(t testing.TB, s string) []byte {
-	t.Helper()
-	b, err := hex.DecodeString(s)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return b
-}
-
-// counting gives n bytes from, from+1, ... as the vectors of the protocol documents are made with.
-func counting(from byte, n int) []byte {
-	b := make([]byte, n)
-	for i := range b {
-		b[i] = from + byte(i)
-	}
-	return b
-}
-
-func secret(from byte) *key.Secret { return key.FromSeed([32]byte(counting(from, 32))) }
-
-func equal(t *testing.T, what string, got []byte, want string) {
-	t.Helper()
-	if hex.EncodeToString(got) != want {
-		t.Errorf("%s = %x, want %s", what, got, want)
-	}
-}
+func secret(from byte) *key.Secret { return key.FromSeed([32]byte(testkit.Counting(from, 32))) }
 
 // Origin: protocol 1 sections 4.5 to 4.7.
 func TestVectorPath(t *testing.T) {
 	client, server := secret(0), secret(0x20)
-	nonce := Nonce(counting(0x40, 24))
+	nonce := Nonce(testkit.Counting(0x40, 24))
 	const want = "ee636a57f45dc21ee5df9e73374eaa60ce74b9fed20ceb20739898a0b062aedf"
 	k, err := ClientPathKey(client, server.Public(), &nonce)
 	if err != nil {
 		t.Fatal(err)
 	}
-	equal(t, "the client's K", k[:], want)
+	testkit.Equal(t, "the client's K", k[:], want)
 	k, err = RelayPathKey(server, client.Public(), &nonce)
 	if err != nil {
 		t.Fatal(err)
 	}
-	equal(t, "the relay's K", k[:], want)
+	testkit.Equal(t, "the relay's K", k[:], want)
 
 	hop := NewHop(k)
-	equal(t, "xor nonce", hop.Xor[:], "231096dbfb709a2ee69a988264f406d9788924ea34aee5c9")
+	testkit.Equal(t, "xor nonce", hop.Xor[:], "231096dbfb709a2ee69a988264f406d9788924ea34aee5c9")
 	if hop.Key != k {
 		t.Error("the hop's key is another one")
 	}
 	data := make([]byte, 16)
 	Stream(data, &k, &nonce)
-	equal(t, "XChaCha20 of 16 zeros", data, "ad01f9c8c8b65ae5f11230b2235478a7")
+	testkit.Equal(t, "XChaCha20 of 16 zeros", data, "ad01f9c8c8b65ae5f11230b2235478a7")
 }
 
 // pattern is the message of the libsodium vectors below: 0, 7, 14, ...
@@ -100,7 +50,7 @@ func pattern(n int) []byte {
 // Origin: computed with libsodium 1.0.18, crypto_stream_xchacha20_xor and crypto_aead_xchacha20poly1305_ietf_encrypt; key 80..9f, nonce 40..57,
 // message pattern(n). The results of 1400 bytes are given as their 32-byte BLAKE2b.
 func TestVectorCiphers(t *testing.T) {
-	k, nonce := Key(counting(0x80, 32)), Nonce(counting(0x40, 24))
+	k, nonce := Key(testkit.Counting(0x80, 32)), Nonce(testkit.Counting(0x40, 24))
 	digest := func(b []byte) []byte {
 		if len(b) < 1400 {
 			return b
@@ -121,7 +71,7 @@ func TestVectorCiphers(t *testing.T) {
 	} {
 		data := pattern(v.n)
 		Stream(data, &k, &nonce)
-		equal(t, "Stream of "+strconv.Itoa(v.n), digest(data), v.want)
+		testkit.Equal(t, "Stream of "+strconv.Itoa(v.n), digest(data), v.want)
 		Stream(data, &k, &nonce)
 		if !bytes.Equal(data, pattern(v.n)) {
 			t.Errorf("Stream of %d does not undo itself", v.n)
@@ -141,7 +91,7 @@ func TestVectorCiphers(t *testing.T) {
 	} {
 		data := append(pattern(v.n), "room for the tag"...)
 		Seal(data, &k, &nonce)
-		equal(t, "Seal of "+strconv.Itoa(v.n), digest(data), v.want)
+		testkit.Equal(t, "Seal of "+strconv.Itoa(v.n), digest(data), v.want)
 		if body, ok := Open(data, &k, &nonce); !ok || !bytes.Equal(body, pattern(v.n)) {
 			t.Errorf("Open of %d: %x, %v", v.n, body, ok)
 		}
@@ -150,13 +100,13 @@ func TestVectorCiphers(t *testing.T) {
 
 // Origin: draft-irtf-cfrg-xchacha-03, appendix A.3.2.1, of which the first 32 and the last 16 bytes.
 func TestVectorXChaChaDraft(t *testing.T) {
-	k, nonce := Key(counting(0x80, 32)), Nonce(append(counting(0x40, 23), 0x58))
+	k, nonce := Key(testkit.Counting(0x80, 32)), Nonce(append(testkit.Counting(0x40, 23), 0x58))
 	data := []byte("The dhole (pronounced \"dole\") is also known as the Asiatic wild dog, red dog, and whistling dog. " +
 		"It is about the size of a German shepherd but looks more like a long-legged fox. This highly elusive and skilled jumper is classified with wolves, " +
 		"coyotes, jackals, and foxes in the taxonomic family Canidae.")
 	Stream(data, &k, &nonce)
-	equal(t, "the ciphertext's start", data[:32], "4559abba4e48c16102e8bb2c05e6947f50a786de162f9b0b7e592a9b53d0d4e9")
-	equal(t, "the ciphertext's end", data[len(data)-16:], "93b93111c1a55dd7421a10184974c7c5")
+	testkit.Equal(t, "the ciphertext's start", data[:32], "4559abba4e48c16102e8bb2c05e6947f50a786de162f9b0b7e592a9b53d0d4e9")
+	testkit.Equal(t, "the ciphertext's end", data[len(data)-16:], "93b93111c1a55dd7421a10184974c7c5")
 }
 
 // Origin: computed with libsodium 1.0.18: crypto_box_curve25519xchacha20poly1305_easy with the nonce of a sealed box, and opened by its _seal_open. Recipient
@@ -167,7 +117,7 @@ func TestVectorBox(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	eph, err := ecdh.X25519().NewPrivateKey(counting(0x40, 32))
+	eph, err := ecdh.X25519().NewPrivateKey(testkit.Counting(0x40, 32))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -177,14 +127,14 @@ func TestVectorBox(t *testing.T) {
 	}{
 		{nil, "79a631eede1bf9c98f12032cdeadd0e7a079398fc786b88cc846ec89af85a51aa06f9dc89ec14993e1720d246632a419"},
 		{[]byte("test message"), "79a631eede1bf9c98f12032cdeadd0e7a079398fc786b88cc846ec89af85a51acfd03025c1c68ddbe047b25e4f1738bf1264ca6cee8537c653abdce0"},
-		{counting(0, 100), "79a631eede1bf9c98f12032cdeadd0e7a079398fc786b88cc846ec89af85a51a2531e68eef9bf096dd39b0f4a82bb6506600bb1bcaed54b228c3b18e4cdd25fb" +
+		{testkit.Counting(0, 100), "79a631eede1bf9c98f12032cdeadd0e7a079398fc786b88cc846ec89af85a51a2531e68eef9bf096dd39b0f4a82bb6506600bb1bcaed54b228c3b18e4cdd25fb" +
 			"9ba4ed099200c83bd78d2cfd34aca97cc838bec2c7b3853233ea5ffc2cfa9559b8f3c48f4c43610ddfed9c4f871caf1d85362f900becad8949cddcee52bc69edeaf56ed16863aec241e30b2b3c12d2c8dcb2d01b"},
 	} {
 		sealed, err := box(eph, x, v.msg)
 		if err != nil {
 			t.Fatal(err)
 		}
-		equal(t, "box", sealed, v.want)
+		testkit.Equal(t, "box", sealed, v.want)
 		if msg, err := OpenBox(to, sealed); err != nil || !bytes.Equal(msg, v.msg) {
 			t.Errorf("OpenBox: %x, %v", msg, err)
 		}
@@ -196,7 +146,7 @@ func TestVectorSession(t *testing.T) {
 	i, r := secret(0).Public(), secret(0x20).Public()
 	const tagI, tagR = 0x11223344, 0x55667788
 	private := func(from byte) *ecdh.PrivateKey {
-		k, err := ecdh.X25519().NewPrivateKey(counting(from, 32))
+		k, err := ecdh.X25519().NewPrivateKey(testkit.Counting(from, 32))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -204,23 +154,23 @@ func TestVectorSession(t *testing.T) {
 	}
 	x, y := private(1), private(0x81)
 	X, Y := x.PublicKey().Bytes(), y.PublicKey().Bytes()
-	equal(t, "X", X, "07a37cbc142093c8b755dc1b10e86cb426374ad16aa853ed0bdfc0b2b86d1c7c")
-	equal(t, "Y", Y, "883186b800b41d5cf0429695da9b3cc4f328ebcd184a6e482fa578c103f06c77")
+	testkit.Equal(t, "X", X, "07a37cbc142093c8b755dc1b10e86cb426374ad16aa853ed0bdfc0b2b86d1c7c")
+	testkit.Equal(t, "Y", Y, "883186b800b41d5cf0429695da9b3cc4f328ebcd184a6e482fa578c103f06c77")
 	const want = "c639664aff13ee2696db677b30b74d56103f38953ef4b5c50b87e2ac31b37367"
 	dh, err := x25519(x, [32]byte(Y))
 	if err != nil {
 		t.Fatal(err)
 	}
-	equal(t, "the initiator's dh", dh, want)
+	testkit.Equal(t, "the initiator's dh", dh, want)
 	if dh, err = x25519(y, [32]byte(X)); err != nil {
 		t.Fatal(err)
 	}
-	equal(t, "the responder's dh", dh, want)
+	testkit.Equal(t, "the responder's dh", dh, want)
 	context := sessionHash(i, r, tagI, tagR)
-	equal(t, "context", context[:], "937a9eebea4494401683fc5e6514c10d1b520b135da909286485640a066b5a85ee1f057b92bf0d3321821c3367125d784d01f42312a75b1523fbda569c4f5c1f")
+	testkit.Equal(t, "context", context[:], "937a9eebea4494401683fc5e6514c10d1b520b135da909286485640a066b5a85ee1f057b92bf0d3321821c3367125d784d01f42312a75b1523fbda569c4f5c1f")
 	k1, k2 := sessionKeys(i, r, tagI, tagR, dh, X, Y, bytes.Repeat([]byte{0x5a}, 32), bytes.Repeat([]byte{0xa5}, EncapsulationSize))
-	equal(t, "k1", k1[:], "7fdf036ef6349768c0aaa911b1325b1b3ffb8995b0d5748be69d43d8718e559d")
-	equal(t, "k2", k2[:], "8681e54531d106916ff00488693eac1f4c9a0f2b2541fc507040a6dd439d2408")
+	testkit.Equal(t, "k1", k1[:], "7fdf036ef6349768c0aaa911b1325b1b3ffb8995b0d5748be69d43d8718e559d")
+	testkit.Equal(t, "k2", k2[:], "8681e54531d106916ff00488693eac1f4c9a0f2b2541fc507040a6dd439d2408")
 }
 
 // Origin: protocol 4 section 3.5.
@@ -229,26 +179,26 @@ func TestVectorSession4(t *testing.T) {
 	i, r := key.Public(fill(0x11, 32)), key.Public(fill(0x22, 32))
 	const tagI, tagR = 0xDEADBEEF, 0xCAFEBABE
 	context := sessionHash(i, r, tagI, tagR)
-	equal(t, "context", context[:], "3613580bcf990362194ad18ffac5b6c093162f80b2574997a75e761d6892e9db5e4b2e5d33be7bb0d6d338dba87cdf49e465036e3117bdf45c6df2ee8147a5c6")
+	testkit.Equal(t, "context", context[:], "3613580bcf990362194ad18ffac5b6c093162f80b2574997a75e761d6892e9db5e4b2e5d33be7bb0d6d338dba87cdf49e465036e3117bdf45c6df2ee8147a5c6")
 	k1, k2 := sessionKeys(i, r, tagI, tagR, fill(0x55, 32), fill(0x33, 32), fill(0x44, 32), fill(0x66, 32), fill(0x77, EncapsulationSize))
-	equal(t, "k1", k1[:], "ff96b7745d1e890d3369f95a1ee3ef2d8803dcaf0b3c87e0b1550dddffc163c3")
-	equal(t, "k2", k2[:], "9bc8dfd201001c3a8c60a933b865a864e25e39153c6b2903869eb3938ab5b739")
+	testkit.Equal(t, "k1", k1[:], "ff96b7745d1e890d3369f95a1ee3ef2d8803dcaf0b3c87e0b1550dddffc163c3")
+	testkit.Equal(t, "k2", k2[:], "9bc8dfd201001c3a8c60a933b865a864e25e39153c6b2903869eb3938ab5b739")
 }
 
 // Origin: upstream's own test, with our intermediate values; protocol 1 section 8.2.
 func TestVectorName(t *testing.T) {
-	record := unhex(t, "0ba76cbfdb6dc8f950da57ae781912f31c8ad0c55dbf86b88cb0391f563261a9656571a817be4092969f8a78ee0fcee260424acb4a1f4bbdd27348b71de006b6152dd04ed11bf3c4")
+	record := testkit.Hex(t, "0ba76cbfdb6dc8f950da57ae781912f31c8ad0c55dbf86b88cb0391f563261a9656571a817be4092969f8a78ee0fcee260424acb4a1f4bbdd27348b71de006b6152dd04ed11bf3c4")
 	nonce := Nonce(record[NameSize:])
 	record = record[:NameSize]
 	for _, name := range []string{"jason.loki", "Jason.LOKI"} {
 		hash, k := NameHash(name), nameKey(name)
-		equal(t, "name hash", hash[:], "3c837736fc4c521f337530289ca7dc385eef4bee6e175b97c4034ddf8b8f6209")
-		equal(t, "record key", k[:], "792f132e57273019c71dcef5063790b586893908bee9f21bf1aae746ba30554c")
+		testkit.Equal(t, "name hash", hash[:], "3c837736fc4c521f337530289ca7dc385eef4bee6e175b97c4034ddf8b8f6209")
+		testkit.Equal(t, "record key", k[:], "792f132e57273019c71dcef5063790b586893908bee9f21bf1aae746ba30554c")
 		owner, err := OpenName(name, record, &nonce)
 		if err != nil {
 			t.Fatal(err)
 		}
-		equal(t, "owner", owner[:], "c5cb04f736113e5c891cdb3d62f4910e118081fc2497a98b7800ecbb11f0ffb5")
+		testkit.Equal(t, "owner", owner[:], "c5cb04f736113e5c891cdb3d62f4910e118081fc2497a98b7800ecbb11f0ffb5")
 		if owner.String() != "azfoj73snr9f3neh5c6sf7rtbaeabyxhr1m4un5aydsmsrxo964o" {
 			t.Errorf("owner = %s", owner)
 		}
@@ -260,11 +210,11 @@ func TestVectorName(t *testing.T) {
 
 // Origin: protocol 1 section 6.5 (8 bytes), and hashlib.blake2b of Python 3.
 func TestVectorHashes(t *testing.T) {
-	p1 := unhex(t, "64313a34363a0102030404a6313a7033323a03a107bff3ce10be1d70dd18e74bc09967e4d6309ba50d5f1ddc8664125531b8313a")
-	h8 := Hash8(p1, unhex(t, "76333a010002313a"))
-	equal(t, "Hash8", h8[:], "1f8f542ca9009361")
+	p1 := testkit.Hex(t, "64313a34363a0102030404a6313a7033323a03a107bff3ce10be1d70dd18e74bc09967e4d6309ba50d5f1ddc8664125531b8313a")
+	h8 := Hash8(p1, testkit.Hex(t, "76333a010002313a"))
+	testkit.Equal(t, "Hash8", h8[:], "1f8f542ca9009361")
 	h := Hash32([]byte("ab"), nil, []byte("c"))
-	equal(t, "Hash32", h[:], "bddd813c634239723171ef3fee98579b94964e3bb1cb3e427262c8c068d52319")
+	testkit.Equal(t, "Hash32", h[:], "bddd813c634239723171ef3fee98579b94964e3bb1cb3e427262c8c068d52319")
 	h = Keyed32([]byte("key"), []byte("a"), []byte("bc"))
-	equal(t, "Keyed32", h[:], "0330531d097355a3f72e80d55c1245ccf79f1704431c6e3887938320442c23c0")
+	testkit.Equal(t, "Keyed32", h[:], "0330531d097355a3f72e80d55c1245ccf79f1704431c6e3887938320442c23c0")
 }
