@@ -44,9 +44,9 @@ func (n *Net) receive(h *Host, from key.Address, b *packet.Buffer) {
 		h.Endpoint.Sessions.Send(from, b)
 		return
 	case kindReply:
-		n.f.mu.Lock()
+		n.mu.Lock()
 		f := h.apps[from]
-		n.f.mu.Unlock()
+		n.mu.Unlock()
 		if f != nil {
 			f.answer(binary.BigEndian.Uint64(body[1:]))
 		}
@@ -57,8 +57,8 @@ func (n *Net) receive(h *Host, from key.Address, b *packet.Buffer) {
 // Flow makes the application of h that talks to another client; one for each pair and direction.
 func (h *Host) Flow(to *Host) *Flow {
 	f := &Flow{from: h, to: to.Address(), waiting: map[uint64]chan struct{}{}}
-	h.net.f.mu.Lock()
-	defer h.net.f.mu.Unlock()
+	h.net.mu.Lock()
+	defer h.net.mu.Unlock()
 	if h.apps == nil {
 		h.apps = map[key.Address]*Flow{}
 	}

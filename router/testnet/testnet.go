@@ -1,6 +1,8 @@
 // Package testnet runs a whole network in one process and in fake time, for
-// tests: relays and clients of package router over a direct wire (fabric.go),
-// with latency, loss, partitions and restarts. An application is a [Flow].
+// tests: relays and clients of package router, with latency, loss, partitions and
+// restarts. An application is a [Flow]. There are two wires: a direct one without
+// QUIC (fabric.go) for long runs, and router/link over quic-go (quic.go) to show that
+// the direct one leaves out nothing that matters.
 //
 // It has no TUN, no DNS and no throughput: what only a kernel can show is
 // tested in namespaces (netif/lab).
@@ -10,6 +12,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"sync"
 	"testing"
 	"time"
 
@@ -27,12 +30,26 @@ type Options struct {
 	Latency         time.Duration // one way, of each link
 	Loss            float64       // of each packet, from 0 to 1
 	Seed            uint64
+	QUIC            bool // over the wire with QUIC, not the direct one
+}
+
+// medium is what all nodes of a network speak over.
+type medium interface {
+	newWire(t *testing.T, addr netip.AddrPort, secret *key.Secret, relay bool, registered func(key.Public) bool) wire
+	setCut(a, b netip.AddrPort, on bool) // in both directions
+}
+
+// wire is one node's end.
+type wire interface {
+	link.Wire
+	kill() // the coming end of Run is to look like a power cut to the peers
 }
 
 // Net is a network; all that it started has ended when the test ends.
 type Net struct {
 	t       *testing.T
-	f       *fabric
+	medium  medium
+	mu      sync.Mutex // of Host.apps
 	file    *netdb.NetworkFile
 	Relays  []*Host
 	Clients []*Host
@@ -47,7 +64,7 @@ type Host struct {
 
 	Node     *router.Node
 	Endpoint *router.Endpoint // of a client
-	wire     *wire
+	wire     wire
 	cancel   context.CancelFunc
 	done     chan struct{}
 	apps     map[key.Address]*Flow // by remote
@@ -58,7 +75,10 @@ type Host struct {
 func New(t *testing.T, o Options) *Net {
 	t.Helper()
 	t.Logf("seed %d", o.Seed)
-	n := &Net{t: t, f: newFabric(o.Seed, o.Latency, o.Loss)}
+	n := &Net{t: t, medium: newFabric(o.Seed, o.Latency, o.Loss)}
+	if o.QUIC {
+		n.medium = newEther(o.Seed, o.Latency, o.Loss)
+	}
 	n.file = &netdb.NetworkFile{Name: "testnet", Network: 42, Serial: 1}
 	for i := range o.Relays {
 		// One /16 each, so that the rule of distinct ranges has room.
@@ -93,7 +113,7 @@ func (h *Host) Start() {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h.wire = h.net.f.newWire(h.addr, id, func(k key.Public) bool { return store.Registered(k) })
+	h.wire = h.net.medium.newWire(t, h.addr, h.Secret, h.relay, store.Registered)
 	options := path.DefaultOptions()
 	options.Profiling = false
 	c := router.NodeConfig{Public: h.addr, Wire: h.wire, Store: store, Network: h.net.file, Paths: path.ClientConfig{Options: options}}
@@ -143,8 +163,6 @@ func (h *Host) Address() key.Address { return key.Address{Key: h.Secret.Public()
 func (h *Host) deliver(from key.Address, b *packet.Buffer) {
 	h.net.receive(h, from, b)
 }
-
-var _ link.Wire = (*wire)(nil)
 
 // String names the host in messages of a test.
 func (h *Host) String() string { return fmt.Sprintf("%v", h.addr.Addr()) }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"lokinetd/router/key"
+	"lokinetd/router/packet"
 )
 
 // seed is printed by every test and can be given in LOKINETD_SEED.
@@ -23,11 +24,25 @@ func seed(t *testing.T) uint64 {
 	return 1
 }
 
+// bothWires runs a test in a bubble over each wire.
+func bothWires(t *testing.T, test func(t *testing.T, quic bool)) {
+	for _, quic := range []bool{false, true} {
+		t.Run(map[bool]string{false: "direct", true: "QUIC"}[quic], func(t *testing.T) {
+			buffers, wall := packet.InUse(), time.Now()
+			synctest.Test(t, func(t *testing.T) { test(t, quic) })
+			if left := packet.InUse() - buffers; left != 0 {
+				t.Errorf("%d packet buffers were not released", left)
+			}
+			t.Logf("took %v", time.Since(wall))
+		})
+	}
+}
+
 // Two clients find each other over three hops from each side and exchange
 // messages; a relay is reached by its .snode address.
 func TestTwoClients(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		n := New(t, Options{Relays: 8, Clients: 2, Latency: 10 * time.Millisecond, Seed: seed(t)})
+	bothWires(t, func(t *testing.T, quic bool) {
+		n := New(t, Options{Relays: 8, Clients: 2, Latency: 10 * time.Millisecond, Seed: seed(t), QUIC: quic})
 		a, b := n.Clients[0], n.Clients[1]
 		time.Sleep(5 * time.Second)
 		if p := b.Endpoint.Sessions.Publication(); !p.Reachable(time.Now()) {
@@ -64,8 +79,8 @@ func TestTwoClients(t *testing.T) {
 // A relay restarts, an edge goes away for a while, and the pivot dies, under
 // one message a second: none is lost.
 func TestFaults(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		n := New(t, Options{Relays: 10, Clients: 2, Latency: 10 * time.Millisecond, Seed: seed(t)})
+	bothWires(t, func(t *testing.T, quic bool) {
+		n := New(t, Options{Relays: 10, Clients: 2, Latency: 10 * time.Millisecond, Seed: seed(t), QUIC: quic})
 		a, b := n.Clients[0], n.Clients[1]
 		time.Sleep(5 * time.Second)
 		f := a.Flow(b)
