@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -17,6 +16,8 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"lokinetd/router/testkit"
 )
 
 // upstreams plays all upstream resolvers. Its dial stands in for the network's.
@@ -441,8 +442,7 @@ func leaks(wire []byte) bool {
 // TestNothingLeaves tries names of ours in every spelling that the wire allows, in every state, against an upstream that answers all with CNAMEs into our
 // domains, and directly against the forwarder behind the placing of names.
 func TestNothingLeaves(t *testing.T) {
-	seed := newSeed(t)
-	rnd := rand.New(rand.NewPCG(seed, 0))
+	rnd := testkit.Rand(t)
 	chain := answering(func(_, _ string, q, m *dns.Msg) {
 		m.Answer = append(m.Answer, &dns.CNAME{Hdr: dns.RR_Header{Name: q.Question[0].Name, Rrtype: dns.TypeCNAME, Class: dns.ClassINET, Ttl: 5}, Target: named("ALICE.loki.")})
 	})

@@ -4,14 +4,11 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
-	"strconv"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -19,21 +16,6 @@ import (
 
 	"github.com/miekg/dns"
 )
-
-var seedFlag = flag.String("seed", os.Getenv("LOKINETD_SEED"), "seed of random tests")
-
-// newSeed gives the seed of a random test and prints it.
-func newSeed(t testing.TB) uint64 {
-	seed := rand.Uint64()
-	if *seedFlag != "" {
-		var err error
-		if seed, err = strconv.ParseUint(*seedFlag, 10, 64); err != nil {
-			t.Fatal(err)
-		}
-	}
-	t.Logf("seed %d", seed)
-	return seed
-}
 
 // start runs a server on memory sockets in a bubble and gives what ends it.
 func start(t *testing.T, src Source) (s *Server, p *memPacket, l *memListener, stop func()) {

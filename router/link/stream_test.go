@@ -3,30 +3,16 @@ package link
 import (
 	"bytes"
 	"errors"
-	"flag"
 	"fmt"
 	"math"
 	"math/rand/v2"
-	"os"
-	"strconv"
 	"strings"
 	"testing"
+
+	"lokinetd/router/testkit"
 )
 
-var seedFlag = flag.Uint64("seed", 0, "seed of random tests; 0: LOKINETD_SEED, or a new one")
-
-// random is a source for one test; its seed is printed when the test fails or is verbose.
-func random(t testing.TB) *rand.Rand {
-	seed := *seedFlag
-	if seed == 0 {
-		seed, _ = strconv.ParseUint(os.Getenv("LOKINETD_SEED"), 10, 64)
-	}
-	if seed == 0 {
-		seed = rand.Uint64()
-	}
-	t.Logf("seed %d", seed)
-	return rand.New(rand.NewPCG(seed, 0))
-}
+func random(t testing.TB) *rand.Rand { return testkit.Rand(t).Rand }
 
 // deframe feeds b in pieces whose sizes next chooses.
 func deframe(b []byte, next func(left int) int) (msgs [][]byte, held int, err error) {

@@ -5,13 +5,10 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
-	"flag"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"net/netip"
-	"os"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -19,22 +16,10 @@ import (
 	"lokinetd/router/bt"
 	"lokinetd/router/key"
 	"lokinetd/router/seal"
+	"lokinetd/router/testkit"
 )
 
-var seedFlag = flag.Uint64("seed", 0, "seed of the random tests; 0: LOKINETD_SEED, or a new one")
-
-// random gives the generator of a random test, whose seed is printed.
-func random(t testing.TB) *rand.Rand {
-	seed := *seedFlag
-	if env, err := strconv.ParseUint(os.Getenv("LOKINETD_SEED"), 10, 64); seed == 0 && err == nil {
-		seed = env
-	}
-	if seed == 0 {
-		seed = rand.Uint64()
-	}
-	t.Logf("seed %d", seed)
-	return rand.New(rand.NewPCG(seed, 0))
-}
+func random(t testing.TB) *rand.Rand { return testkit.Rand(t).Rand }
 
 func unhex(t testing.TB, s string) []byte {
 	t.Helper()

@@ -2,38 +2,19 @@ package session
 
 import (
 	"bytes"
-	"flag"
 	"fmt"
 	"math"
 	"math/rand/v2"
-	"os"
-	"strconv"
 	"testing"
 
 	"lokinetd/router/bt"
 	"lokinetd/router/key"
 	"lokinetd/router/path"
 	"lokinetd/router/seal"
+	"lokinetd/router/testkit"
 )
 
-var seedFlag = flag.Uint64("seed", 0, "seed of random tests; also in LOKINETD_SEED")
-
-// random gives a generator whose seed is printed when the test fails.
-func random(t testing.TB) *rand.Rand {
-	seed := *seedFlag
-	if seed == 0 {
-		seed, _ = strconv.ParseUint(os.Getenv("LOKINETD_SEED"), 10, 64)
-	}
-	if seed == 0 {
-		seed = rand.Uint64()
-	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("seed %d", seed)
-		}
-	})
-	return rand.New(rand.NewPCG(seed, 0))
-}
+func random(t testing.TB) *rand.Rand { return testkit.Rand(t).Rand }
 
 func fill(c byte) (b [32]byte)        { copy(b[:], bytes.Repeat([]byte{c}, 32)); return b }
 func fillID(c byte) (id path.ID)      { copy(id[:], bytes.Repeat([]byte{c}, 16)); return id }
