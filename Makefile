@@ -1,6 +1,6 @@
-# Every go command runs with the toolchain that go.mod pins and with raw public keys in its crypto/tls: env.sh finds the
-# one, generates the other (see router/link/rawtls) and writes .cache/env. A plain `go build` makes a program that only
-# says how to build it.
+# Every go command runs with the toolchain that go.mod pins, with raw public keys in its crypto/tls and with a quic-go that
+# leaves its datagrams to us: env.sh finds the one, generates the others (see router/link/overlay) and writes .cache/env. A
+# plain `go build` makes a program that only says how to build it.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -59,4 +59,4 @@ help: ## this list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1	\2/p' Makefile | sed 's/\$$\$$/$$/' | while IFS='	' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
 
 .cache/env: FORCE
-	@router/link/rawtls/env.sh
+	@router/link/overlay/env.sh

@@ -11,7 +11,7 @@ import (
 )
 
 // The TLS side of a link: TLS 1.3 in which both certificates are raw Ed25519 keys (RFC 7250). The Go library has no such
-// thing; the build puts it in (router/link/rawtls), and it takes effect in exactly the configurations made here, because
+// thing; the build puts it in (router/link/overlay), and it takes effect in exactly the configurations made here, because
 // all their ALPN names begin with "Session_Router_".
 
 // Kind is what a link is for. It is all that distinguishes the three, by its ALPN name (protocol 2 section 1).

@@ -1,25 +1,22 @@
 package main
 
 import (
+	_ "embed"
 	"fmt"
-	"strings"
 )
 
-// writtenFor is the Go version whose crypto/tls the edits below were read against. Another version is patched too as
-// long as every marker is found; a test holds this equal to the toolchain that go.mod pins.
-const writtenFor = "go1.26.8"
-
-// An edit changes one place of one declaration of crypto/tls. The declaration begins with the line decl and ends with
-// the first line that is a closing brace alone; marker must stand in it exactly once. Every new line calls into
-// rawkey.go.in, where the reasons are.
-type edit struct {
-	file   string
-	decl   string // first line, unique in the file
-	marker string // unique in the declaration
-	before string // inserted before the marker
-	after  string // inserted behind the marker
-	swap   string // takes the place of the marker
+// rawKeys gives crypto/tls raw public keys (RFC 7250), after protocol 5 section 3, file by file. Every new line calls into
+// rawkey.go.in, where the reasons are. Another version than the one named is patched too as long as every marker is
+// found; a test holds the name equal to the toolchain that go.mod pins.
+var rawKeys = patch{
+	of:         "crypto/tls",
+	writtenFor: "go1.26.8",
+	edits:      rawKeyEdits,
+	added:      map[string][]byte{"lokinetd_rawkey.go": rawKeyAdded},
 }
+
+//go:embed rawkey.go.in
+var rawKeyAdded []byte
 
 const extensionCases = `		case extensionServerCertType:
 			%[1]s = extData
@@ -29,8 +26,7 @@ const extensionCases = `		case extensionServerCertType:
 			continue
 `
 
-// edits follow protocol 5 section 3, file by file.
-var edits = []edit{
+var rawKeyEdits = []edit{
 	{
 		file:   "handshake_messages.go",
 		decl:   "type clientHelloMsg struct {",
@@ -107,35 +103,4 @@ var edits = []edit{
 		marker: "x509.ParseCertificate(asn1Data)",
 		swap:   "c.parseClientCertificate(asn1Data)",
 	},
-}
-
-// apply makes the edit in src, the text of e.file.
-func (e edit) apply(src string) (string, error) {
-	start, err := only(src, e.decl+"\n")
-	if err != nil {
-		return "", err
-	}
-	length := strings.Index(src[start:], "\n}\n")
-	if length < 0 {
-		return "", fmt.Errorf("no end of %q", e.decl)
-	}
-	body := src[start : start+length+1]
-	at, err := only(body, e.marker)
-	if err != nil {
-		return "", fmt.Errorf("in %q: %w", e.decl, err)
-	}
-	marker := e.marker
-	if e.swap != "" {
-		marker = e.swap
-	}
-	at += start
-	return src[:at] + e.before + marker + e.after + src[at+len(e.marker):], nil
-}
-
-// only is the place of the only occurrence of marker in s.
-func only(s, marker string) (int, error) {
-	if n := strings.Count(s, marker); n != 1 {
-		return 0, fmt.Errorf("marker %q found %d times, not once", marker, n)
-	}
-	return strings.Index(s, marker), nil
 }

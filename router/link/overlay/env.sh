@@ -1,6 +1,7 @@
 #!/bin/sh
 # Prepares everything that a go command needs to build lokinetd, and writes it to .cache/env as export lines, to be
-# sourced or evaluated: the toolchain that go.mod pins, and the overlay that gives its crypto/tls raw public keys.
+# sourced or evaluated: the toolchain that go.mod pins, the overlay that gives its crypto/tls raw public keys, and the
+# go.mod that names our changed quic-go.
 #
 # Called by the Makefile before every go command, so it is quick when nothing has changed. Two things force its shape:
 # a Go older than 1.21 cannot even read our go.mod, and a toolchain that Go has downloaded lies in the module cache,
@@ -55,22 +56,25 @@ case $root/ in
 "$modcache"/*) modcache=$top/.cache/mod ;;
 esac
 
-# 4. The overlay, made anew when the toolchain or the generator has changed.
+# 4. The changed sources, made anew when the toolchain, the modules or the generator have changed.
 mkdir -p .cache
-done=.cache/overlay/toolchain
-if [ "$(cat $done 2>/dev/null)" != "$root $version" ] || [ ! -e .cache/overlay/overlay.json ] ||
-	[ -n "$(find router/link/rawtls -newer $done)" ]; then
-	PATH=$root/bin:$PATH GOTOOLCHAIN=local GOFLAGS= GOMODCACHE=$modcache go run ./router/link/rawtls .cache/overlay
-	echo "$root $version" >$done
+made=.cache/made
+from="$root $version $top"
+if [ "$(cat $made 2>/dev/null)" != "$from" ] || [ ! -e .cache/overlay/overlay.json ] || [ ! -e .cache/go.mod ] ||
+	[ -n "$(find router/link/overlay go.mod go.sum -newer $made)" ]; then
+	touch .cache/before
+	PATH=$root/bin:$PATH GOTOOLCHAIN=local GOFLAGS= GOMODCACHE=$modcache go run ./router/link/overlay .cache
+	echo "$from" >$made
+	touch -r .cache/before $made
 fi
 
-# 5. The result. The flags that the user has set stay, but for an overlay: an older one of ours or one that cannot be joined with it.
-flags=$(printf '%s' "${GOFLAGS:-$flags}" | tr -s ' ' '\n' | grep -v '^--\{0,1\}overlay=' | tr '\n' ' ') || true
+# 5. The result. The flags that the user has set stay, but for an overlay and a go.mod: older ones of ours or such that cannot be joined with them.
+flags=$(printf '%s' "${GOFLAGS:-$flags}" | tr -s ' ' '\n' | grep -v '^--\{0,1\}\(overlay\|modfile\)=' | tr '\n' ' ') || true
 new=.cache/env.$$
 {
 	[ "$had" = "$root/bin/go" ] || echo "export PATH='$root/bin':\"\$PATH\";"
 	echo "export GOTOOLCHAIN=local;"
 	echo "export GOMODCACHE='$modcache';"
-	echo "export GOFLAGS='$flags-overlay=$top/.cache/overlay/overlay.json';"
+	echo "export GOFLAGS='$flags-overlay=$top/.cache/overlay/overlay.json -modfile=$top/.cache/go.mod';"
 } >$new
 mv $new .cache/env

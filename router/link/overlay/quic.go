@@ -1,0 +1,159 @@
+package main
+
+import _ "embed"
+
+const quicPath = "github.com/quic-go/quic-go"
+
+// datagrams makes quic-go hand the datagrams of a connection to router/link, which asks for it with HookDatagrams; without that call, all is as
+// before but for the batches and the resets. The new code and the reasons are in the .go.in files.
+var datagrams = patch{
+	of:         "quic-go",
+	writtenFor: "v0.65.0",
+	edits:      datagramEdits,
+	added: map[string][]byte{
+		"lokinetd_datagrams.go":                     datagramsAdded,
+		"internal/ackhandler/lokinetd_datagrams.go": ackhandlerAdded,
+		"internal/wire/lokinetd_datagrams.go":       wireAdded,
+	},
+}
+
+var (
+	//go:embed datagrams.go.in
+	datagramsAdded []byte
+	//go:embed ackhandler.go.in
+	ackhandlerAdded []byte
+	//go:embed wire.go.in
+	wireAdded []byte
+)
+
+var datagramEdits = []edit{
+	// The way out: what is to be sent is asked for when a packet is made, and settled when the packet is acknowledged or lost.
+	{
+		file:   "datagram_queue.go",
+		decl:   "type datagramQueue struct {",
+		marker: "struct {\n",
+		after:  "\thooked datagramHook\n\n",
+	}, {
+		file:   "datagram_queue.go",
+		decl:   "func (h *datagramQueue) Peek() *wire.DatagramFrame {",
+		marker: "\th.sendMx.Lock()\n",
+		before: "\tif h.hooked.is() {\n\t\treturn h.hooked.peek()\n\t}\n",
+	}, {
+		file:   "datagram_queue.go",
+		decl:   "func (h *datagramQueue) Pop() {",
+		marker: "\th.sendMx.Lock()\n",
+		before: "\tif h.hooked.is() {\n\t\th.hooked.pop()\n\t\treturn\n\t}\n",
+	}, {
+		file:   "packet_packer.go",
+		decl:   "func (p *packetPacker) composeNextPacket(",
+		marker: "ackhandler.Frame{Frame: f})",
+		swap:   "ackhandler.Frame{Frame: f, Handler: p.datagramQueue.hooked.handler()})",
+	}, {
+		file:   "packet_packer.go",
+		decl:   "func (p *packetPacker) composeNextPacket(",
+		marker: "\t\t\t\tp.datagramQueue.Pop()\n\t\t\t\tif p.qlogger != nil {\n",
+		swap:   "\t\t\t\tp.datagramQueue.Pop()\n\t\t\t\tp.datagramQueue.hooked.discard(f)\n\t\t\t\tif p.qlogger != nil {\n",
+	}, {
+		file:   "internal/wire/datagram_frame.go",
+		decl:   "type DatagramFrame struct {",
+		marker: "struct {\n",
+		after:  "\tOwner any\n",
+	},
+
+	// What is known of losses.
+	{
+		file:   "internal/ackhandler/sent_packet_handler.go",
+		decl:   "func (h *sentPacketHandler) QueueProbePacket(space protocol.PacketNumberSpace) bool {",
+		marker: "\th.queueFramesForRetransmission(p)\n",
+		before: "\tprobeDatagrams(p)\n",
+	}, {
+		file:   "internal/ackhandler/sent_packet_handler.go",
+		decl:   "func (h *sentPacketHandler) detectSpuriousLosses(ack *wire.AckFrame, ackTime monotime.Time) (_ []protocol.PacketNumber, timeThresholdIncreased bool) {",
+		marker: "\tfor _, pn := range spuriousLosses {\n",
+		before: "\th.connStats.SpuriousLosses.Add(uint64(len(spuriousLosses)))\n",
+	}, {
+		file:   "internal/utils/connstats.go",
+		decl:   "type ConnectionStats struct {",
+		marker: "struct {\n",
+		after:  "\tSpuriousLosses atomic.Uint64\n\n",
+	},
+
+	// The way in: a frame is handed over where it lies, in the packet.
+	{
+		file:   "internal/wire/frame_parser.go",
+		decl:   "type FrameParser struct {",
+		marker: "struct {\n",
+		after:  "\tdatagram DatagramFrame\n\n",
+	}, {
+		file:   "internal/wire/frame_parser.go",
+		decl:   "func (p *FrameParser) ParseDatagramFrame(frameType FrameType, data []byte, v protocol.Version) (*DatagramFrame, int, error) {",
+		marker: "parseDatagramFrame(data, frameType, v)",
+		swap:   "p.datagram.borrow(data, frameType)",
+	}, {
+		file:   "datagram_queue.go",
+		decl:   "func (h *datagramQueue) HandleDatagramFrame(f *wire.DatagramFrame) {",
+		marker: "\tdata := make([]byte, len(f.Data))\n",
+		before: "\tif h.hooked.is() {\n\t\th.hooked.receive(f.Data)\n\t\treturn\n\t}\n",
+	}, {
+		file:   "datagram_queue.go",
+		decl:   "func (h *datagramQueue) HandleDatagramFrame(f *wire.DatagramFrame) {",
+		marker: "\th.rcvMx.Lock()\n",
+		after:  "\tif h.hooked.is() {\n\t\th.rcvMx.Unlock()\n\t\th.hooked.receive(data)\n\t\treturn\n\t}\n",
+	},
+
+	// Batches of equal packets, of any size, go out in one call (GSO); the last may be smaller. A larger one that has been packed already begins the next
+	// batch, so two are queued where one was: hence the spare place in the send queue.
+	{
+		file:   "connection.go",
+		decl:   "func (c *Conn) sendPacketsWithGSO(now monotime.Time) error {",
+		marker: "\tecn := c.sentPacketHandler.ECNMode(true)\n\tfor {\n\t\tvar dontSendMore bool\n",
+		swap:   "\tecn := c.sentPacketHandler.ECNMode(true)\n\tvar segment protocol.ByteCount\n\tfor {\n\t\tvar dontSendMore bool\n\t\tstart := buf.Len()\n",
+	}, {
+		file:   "connection.go",
+		decl:   "func (c *Conn) sendPacketsWithGSO(now monotime.Time) error {",
+		marker: "\t\tif !dontSendMore {\n\t\t\tsendMode := c.sentPacketHandler.SendMode(now)\n",
+		before: "\t\tif start > 0 && size > segment {\n" +
+			"\t\t\tbuf, start = c.sendBatch(buf, start, segment, ecn), 0\n" +
+			"\t\t\tdontSendMore = c.sendQueue.WouldBlock()\n" +
+			"\t\t}\n" +
+			"\t\tif start == 0 {\n\t\t\tsegment = size\n\t\t}\n\n",
+	}, {
+		file:   "connection.go",
+		decl:   "func (c *Conn) sendPacketsWithGSO(now monotime.Time) error {",
+		marker: "size == maxSize && nextECN == ecn && buf.Len()+maxSize <= buf.Cap()",
+		swap:   "size == segment && nextECN == ecn && buf.Len()+maxSize <= buf.Cap() && buf.Len() < maxBatch*segment",
+	}, {
+		file:   "connection.go",
+		decl:   "func (c *Conn) sendPacketsWithGSO(now monotime.Time) error {",
+		marker: "\t\tc.sendQueue.Send(buf, uint16(maxSize), ecn)\n",
+		swap:   "\t\tc.sendBatch(buf, buf.Len(), segment, ecn)\n",
+	}, {
+		file:   "send_queue.go",
+		decl:   "func newSendQueue(conn sendConn) sender {",
+		marker: "make(chan queueEntry, sendQueueCapacity)",
+		swap:   "make(chan queueEntry, sendQueueCapacity+1)",
+	}, {
+		file:   "send_queue.go",
+		decl:   "func (h *sendQueue) Send(p *packetBuffer, gsoSize uint16, ecn protocol.ECN) {",
+		marker: "len(h.queue) == sendQueueCapacity",
+		swap:   "len(h.queue) >= sendQueueCapacity",
+	}, {
+		file:   "send_queue.go",
+		decl:   "func (h *sendQueue) WouldBlock() bool {",
+		marker: "len(h.queue) == sendQueueCapacity",
+		swap:   "len(h.queue) >= sendQueueCapacity",
+	},
+
+	// A PING of the reference is 42 bytes long; the reset that answers it must be shorter (protocol 5 section 5.2).
+	{
+		file:   "transport.go",
+		decl:   "func (t *Transport) maybeSendStatelessReset(p receivedPacket) (statelessResetQueued bool) {",
+		marker: "len(p.data) <= protocol.MinStatelessResetSize",
+		swap:   "len(p.data) < protocol.MinStatelessResetSize",
+	}, {
+		file:   "transport.go",
+		decl:   "func (t *Transport) sendStatelessReset(p receivedPacket) {",
+		marker: "make([]byte, protocol.MinStatelessResetSize-16, protocol.MinStatelessResetSize)",
+		swap:   "make([]byte, min(protocol.MinStatelessResetSize, len(p.data)-1)-16, protocol.MinStatelessResetSize)",
+	},
+}
