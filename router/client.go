@@ -2,7 +2,8 @@ package router
 
 import (
 	"context"
-	"errors"
+	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,17 +17,15 @@ import (
 
 // Times of what a client asks of the network (protocol 1 sections 9.6 and 9.8).
 const (
-	ridsInterval  = 5 * time.Minute
-	ridsRetry     = 30 * time.Second
-	bootstrapStep = 3 * time.Second // after a success that brought too little; times the failures in a row after failures
-	bootstrapMax  = time.Minute
+	ridsInterval = 5 * time.Minute
+	ridsRetry    = 30 * time.Second
 )
 
 // client is the role of a client: edges, what it knows of the network, and the endpoints that share them.
 type client struct {
 	n     *Node
 	paths *path.Client
-	names nameCache
+	names names
 
 	mu        sync.Mutex
 	endpoints []*Endpoint
@@ -34,11 +33,9 @@ type client struct {
 	readyAt   time.Time
 	changed   chan struct{} // closed, and made anew, when an inbound path comes or goes
 
-	asking        atomic.Bool // a round of fetch_rids is under way
-	nextRIDs      atomic.Int64
-	bootstrapping atomic.Bool
-	nextBootstrap atomic.Int64
-	failures      atomic.Int64 // of the bootstrap, in a row
+	asking   atomic.Bool // a round of fetch_rids is under way
+	nextRIDs atomic.Int64
+	quorum   netdb.Quorum // of the goroutine that asking stands for
 }
 
 func newClient(n *Node) (*client, error) {
@@ -52,8 +49,6 @@ func newClient(n *Node) (*client, error) {
 // run looks after the client until ctx ends; then the endpoints say good-bye.
 func (c *client) run(ctx context.Context) error {
 	n := c.n
-	n.learn(n.network.Load())
-	n.store.SetBootstraps(n.network.Load().Contacts)
 	defer c.paths.Close()
 	defer c.closeEndpoints()
 	t := time.NewTicker(tick)
@@ -72,9 +67,9 @@ func (c *client) run(ctx context.Context) error {
 		}
 		c.checkReady(now)
 		c.askRIDs(now)
-		c.bootstrap(now)
+		n.bootstrap.tick(now)
 		if now.After(purge) {
-			n.store.Purge(now)
+			n.bootstrap.purged(n.store.Purge(now))
 			purge = now.Add(netdb.PurgeInterval)
 		}
 		select {
@@ -153,19 +148,25 @@ func (c *client) inbound(now time.Time) (paths []*path.Path) {
 	return paths
 }
 
+// sources chooses up to n of the active inbound paths, by chance, no two with the same relay at the end: each relay is heard once.
+func (c *client) sources(n int, now time.Time) []*path.Path {
+	paths := c.inbound(now)
+	rand.Shuffle(len(paths), func(i, j int) { paths[i], paths[j] = paths[j], paths[i] })
+	seen := map[key.Public]bool{}
+	paths = slices.DeleteFunc(paths, func(p *path.Path) bool {
+		again := seen[p.Pivot()]
+		seen[p.Pivot()] = true
+		return again
+	})
+	return paths[:min(n, len(paths))]
+}
+
 // askRIDs begins a round of fetch_rids and fetch_rcs when it is due and a path is up (protocol 1 section 9.6).
 func (c *client) askRIDs(now time.Time) {
 	if now.UnixNano() < c.nextRIDs.Load() || c.asking.Load() {
 		return
 	}
-	var paths []*path.Path
-	pivots := map[key.Public]bool{}
-	for _, p := range c.inbound(now) {
-		if len(paths) < netdb.RIDSources && !pivots[p.Pivot()] {
-			pivots[p.Pivot()] = true
-			paths = append(paths, p)
-		}
-	}
+	paths := c.sources(netdb.RIDSources, now)
 	if len(paths) == 0 {
 		return
 	}
@@ -180,31 +181,36 @@ func (c *client) askRIDs(now time.Time) {
 	})
 }
 
-// fetchRIDs asks all paths' relays which relays there are and believes the majority. False: they do not agree on any.
+// fetchRIDs asks all paths' relays which relays there are and believes what netdb.Quorum makes of it. False: the round decides nothing.
 func (c *client) fetchRIDs(ctx context.Context, paths []*path.Path) bool {
 	answers := make([]netdb.RIDAnswer, len(paths))
 	var wg sync.WaitGroup
 	for i, p := range paths {
+		answers[i] = netdb.RIDAnswer{From: p.Pivot(), Inbound: true}
 		wg.Go(func() {
-			answers[i].Inbound = true
 			if body, err := p.Request(ctx, netdb.MethodFetchRIDs, nil); err == nil {
 				answers[i].IDs, _ = netdb.DecodeRIDs(body)
 			}
 		})
 	}
 	wg.Wait()
-	ids := netdb.Corroborated(answers)
+	ids := c.quorum.Round(answers, c.n.store.Known(), time.Now())
 	if len(ids) == 0 {
 		return false
 	}
 	c.n.store.SetKnown(ids)
+	for _, l := range c.n.peers.Connected() { // edges that are relays no longer
+		if !c.n.store.IsKnown(l.Remote()) {
+			l.Close(link.CodeNormal)
+		}
+	}
 	return true
 }
 
-// fetchRCs asks one relay for the contacts that we lack.
+// fetchRCs asks one of the paths' relays, which are in random order, for the contacts that we lack.
 func (c *client) fetchRCs(ctx context.Context, paths []*path.Path) error {
 	have := c.n.store.Buckets()
-	body, err := paths[int(chance(time.Duration(len(paths))))].Request(ctx, netdb.MethodFetchRCs, netdb.EncodeFetchRCs(&have))
+	body, err := paths[0].Request(ctx, netdb.MethodFetchRCs, netdb.EncodeFetchRCs(&have))
 	if err != nil {
 		return err
 	}
@@ -214,68 +220,6 @@ func (c *client) fetchRCs(ctx context.Context, paths []*path.Path) error {
 	}
 	_, err = c.n.store.Fetched(raws)
 	return err
-}
-
-// bootstrap asks a relay of the bootstrap list for all contacts while we know too few (protocol 1 section 9.8).
-func (c *client) bootstrap(now time.Time) {
-	if c.n.store.Len() >= netdb.MinContacts || now.UnixNano() < c.nextBootstrap.Load() || !c.bootstrapping.CompareAndSwap(false, true) {
-		return
-	}
-	list := c.n.store.Bootstraps()
-	if len(list) == 0 {
-		c.bootstrapping.Store(false)
-		return
-	}
-	c.n.serve(func(ctx context.Context) {
-		defer c.bootstrapping.Store(false)
-		wait := bootstrapStep
-		if err := c.bootstrapFrom(ctx, list); err != nil {
-			c.n.log.Debug("bootstrap failed", "err", err)
-			wait = min(bootstrapMax, bootstrapStep*time.Duration(c.failures.Add(1)))
-		} else {
-			c.failures.Store(0)
-		}
-		c.nextBootstrap.Store(time.Now().Add(wait).UnixNano())
-	})
-}
-
-var errNoBootstrap = errors.New("router: no bootstrap relay answered")
-
-// bootstrapFrom asks the relays of list one after the other until one answers.
-func (c *client) bootstrapFrom(ctx context.Context, list []*netdb.RelayContact) error {
-	err := errNoBootstrap
-	for _, rc := range list {
-		var conn link.Conn
-		if conn, err = c.n.config.Wire.Dial(ctx, rc.Addr, rc.ID, link.Bootstrap); err != nil {
-			continue
-		}
-		var body []byte
-		body, err = conn.Request(ctx, netdb.MethodBootstrapRCs, []byte(netdb.BootstrapRequest))
-		conn.Close(link.CodeNormal)
-		if err != nil {
-			continue
-		}
-		var contacts []*netdb.RelayContact
-		contacts, err = netdb.DecodeBootstrapReply(body, time.Now(), c.n.rules())
-		c.n.store.Bootstrapped(contacts)
-		if err == nil {
-			return nil
-		}
-	}
-	return err
-}
-
-// lookup finds the owner of a registered name, from the cache or over the inbound paths of all endpoints.
-func (c *client) lookup(ctx context.Context, name string) (nameVerdict, time.Duration, error) {
-	if e, ok := c.names.get(name, time.Now()); ok {
-		return e.nameVerdict, time.Until(e.until), nil
-	}
-	v, err := lookupName(ctx, name, c.inbound(time.Now()))
-	if err != nil || !v.certain {
-		return v, 0, err
-	}
-	c.names.put(name, v, time.Now())
-	return v, snsTTL, nil
 }
 
 // Links.

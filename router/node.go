@@ -49,13 +49,18 @@ type Node struct {
 	relay  *relay  // nil at a client
 	client *client // nil at a relay
 	links  linkDrops
-	times  timeline
+
+	bootstrap bootstrap
+	times     timeline
 
 	network atomic.Pointer[netdb.NetworkFile]
 
 	beat atomic.Int64    // when the role's loop last went round, Unix nanoseconds: for the watchdog
 	ctx  context.Context // of Run
-	work sync.WaitGroup  // goroutines that serve requests of others
+
+	mu    sync.Mutex
+	ended bool
+	work  sync.WaitGroup // goroutines that serve requests of others; none is added once ended is true
 }
 
 // role is the part in which a relay and a client differ.
@@ -74,6 +79,7 @@ func NewNode(c NodeConfig) (*Node, error) {
 	if n.log == nil {
 		n.log = slog.New(slog.DiscardHandler)
 	}
+	n.bootstrap.n = n
 	n.network.Store(c.Network)
 	self, kind := key.Public{}, link.Client
 	if c.Secret != nil {
@@ -110,10 +116,14 @@ func (n *Node) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	n.ctx = ctx
+	n.learn(n.network.Load()) // before the first request can come
 	storeDone := n.start(cancel, n.store.Run)
 	linksDone := n.start(cancel, n.peers.Run)
 	err := n.role.run(ctx)
 	cancel(err)
+	n.mu.Lock()
+	n.ended = true
+	n.mu.Unlock()
 	n.work.Wait()
 	linksDone()
 	storeDone()
@@ -139,9 +149,15 @@ func (n *Node) start(failed context.CancelCauseFunc, f func(context.Context) err
 	}
 }
 
-// serve runs f in a goroutine that Run waits for; ctx ends with the node.
-func (n *Node) serve(f func(ctx context.Context)) {
+// serve runs f in a goroutine that Run waits for; ctx ends with the node. False: the node has ended, and f does not run.
+func (n *Node) serve(f func(ctx context.Context)) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.ended {
+		return false
+	}
 	n.work.Go(func() { f(n.ctx) })
+	return true
 }
 
 // Opened, Request, Datagram and Closed are what links tell; the role decides.
@@ -156,19 +172,15 @@ func (n *Node) SetNetwork(f *netdb.NetworkFile) {
 	n.learn(f)
 }
 
-// learn puts what the network file says into the store.
+// learn puts what the network file says into the store. Its operator's word about which relays there are goes before what was known; rounds of fetch_rids go on from there.
 func (n *Node) learn(f *netdb.NetworkFile) {
+	n.store.SetBootstraps(f.Contacts)
 	if n.relay != nil {
 		n.store.SetRegistered(f.Relays)
 		names := f.NameIndex()
 		n.relay.names.Store(&names)
-		for _, c := range f.Contacts {
-			n.store.Put(c)
-		}
-		return
-	}
-	if len(n.store.Known()) == 0 {
+	} else if len(f.Relays) > 0 {
 		n.store.SetKnown(f.Relays)
 	}
-	n.store.Bootstrapped(f.Contacts)
+	n.store.Bootstrapped(f.Contacts, believesBootstraps(f))
 }

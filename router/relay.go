@@ -6,6 +6,7 @@ import (
 	"errors"
 	"math/big"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -25,7 +26,21 @@ const (
 	storePurge    = 5 * time.Minute
 	deregistered  = 30 * time.Minute // a relay that is no longer registered stays connected for so long
 	maxForwards   = 1024             // publish_cc and find_cc that wait for another relay
+	pathForwards  = 64               // of one path
 )
+
+// What requests over paths and from neighbours may cost a relay, in bytes that it sends or as good as sends. A path in use asks for a few hundred bytes a minute and for
+// all relay contacts once; a neighbour passes on what many clients ask.
+const (
+	requestCost = 8 << 10  // of any request, beside its reply
+	gossipCost  = 64 << 10 // of a relay contact that is not valid
+)
+
+func newPathMeter() *meter[path.ID] {
+	return &meter[path.ID]{rate: 64 << 10, burst: 4 << 20, allRate: 32 << 20, allBurst: 512 << 20}
+}
+
+func newLinkMeter() *meter[link.Conn] { return &meter[link.Conn]{rate: 1 << 20, burst: 64 << 20} }
 
 // relay is the role of a relay: it answers requests of neighbours and of the clients at the end of their paths, and keeps its place in the mesh.
 type relay struct {
@@ -35,17 +50,32 @@ type relay struct {
 	transit   *path.Relay
 	sessions  *session.Table
 	contacts  *netdb.Contacts
-	forwards  chan struct{} // a place for each forwarded request
+	packed    packed // the answer to bfetch_rcs
 	own       atomic.Pointer[netdb.RelayContact]
 	names     atomic.Pointer[netdb.NameIndex]
 	clients   atomic.Int64
 	datagrams struct{ in, bytes atomic.Uint64 }
+
+	// What others may cost us.
+	starters *meter[netip.Prefix] // bfetch_rcs
+	paths    *meter[path.ID]      // requests over a path
+	links    *meter[link.Conn]    // requests of neighbours
+	forwards slots[path.ID]       // requests that wait for another relay
+	news     meter[key.Public]    // contacts of one relay that are passed on
+	// Contacts of clients that had none here, by the path or neighbour that brings them: who invents clients pushes out others' contacts.
+	fromPaths meter[path.ID]
+	fromLinks meter[link.Conn]
 }
 
 func newRelay(n *Node) (*relay, error) {
 	r := &relay{
 		n: n, secret: n.config.Secret, self: n.config.Secret.Public(),
-		contacts: netdb.NewContacts(0, 0), forwards: make(chan struct{}, maxForwards),
+		contacts: netdb.NewContacts(0, 0),
+		starters: newBootstrapMeter(), paths: newPathMeter(), links: newLinkMeter(),
+		forwards:  slots[path.ID]{each: pathForwards, all: maxForwards},
+		news:      meter[key.Public]{rate: 1 / netdb.MinRelayUpdate.Seconds(), burst: 4},
+		fromPaths: meter[path.ID]{rate: 0.25, burst: 32},
+		fromLinks: meter[link.Conn]{rate: 2, burst: 2048},
 	}
 	if !n.config.Public.Addr().Is4() || n.config.Public.Port() == 0 {
 		return nil, errors.New("router: a relay needs a public IPv4 address with a port")
@@ -60,7 +90,6 @@ func newRelay(n *Node) (*relay, error) {
 // run looks after the relay until ctx ends.
 func (r *relay) run(ctx context.Context) error {
 	n := r.n
-	n.learn(n.network.Load())
 	defer r.transit.Close()
 	defer r.sessions.Close()
 	t := time.NewTicker(tick)
@@ -78,6 +107,7 @@ func (r *relay) run(ctx context.Context) error {
 		r.transit.Tick(now)
 		r.sessions.Tick(now)
 		n.peers.Tick(now)
+		n.bootstrap.tick(now)
 		if n.store.Registered(r.self) {
 			r.mesh()
 			if now.After(announce) {
@@ -91,7 +121,7 @@ func (r *relay) run(ctx context.Context) error {
 			purgeContacts = now.Add(contactsPurge)
 		}
 		if now.After(purgeStore) {
-			n.store.Purge(now)
+			n.bootstrap.purged(n.store.Purge(now))
 			purgeStore = now.Add(storePurge)
 		}
 		select {
@@ -200,80 +230,84 @@ func (r *relay) Request(c link.Conn, q *link.Request) {
 			q.Unknown()
 			return
 		}
-		r.bootstrap(q)
+		r.bootstrap(c, q)
 	case q.Name == "ping":
 		q.Reply([]byte("pong"))
-	case q.Name == netdb.MethodFetchRCs:
-		q.Reply(r.fetchRCs(q.Body))
 	case q.Name == netdb.MethodGossipRC && fromRelay:
 		r.gossip(c, q.Body)
+	case q.Name == netdb.MethodFetchRCs:
+		r.neighbour(c, q, r.fetchRCs)
 	case q.Name == netdb.MethodPublishCC && fromRelay:
-		q.Reply(r.storeCC(q.Body))
+		r.neighbour(c, q, func(body []byte) []byte { return r.storeCC(c, body) })
 	case q.Name == netdb.MethodFindCC && fromRelay:
-		q.Reply(r.localCC(q.Body))
+		r.neighbour(c, q, r.localCC)
 	case r.transit.HandleRequest(c, c.Remote(), q.Name, q.Body, answer):
 	default:
 		q.Unknown()
 	}
 }
 
-// bootstrap answers with all contacts that we know. Packing them costs time, so it is not done in the connection's goroutine.
-func (r *relay) bootstrap(q *link.Request) {
-	r.n.serve(func(context.Context) {
-		var raws [][]byte
-		for _, c := range r.n.store.All() {
-			if !c.Expired(time.Now()) {
-				raws = append(raws, c.Raw())
-			}
-		}
-		body, err := netdb.EncodeBootstrapReply(raws)
-		switch {
-		case len(raws) == 0:
-			q.Fail([]byte(netdb.BootstrapNoRCs))
-		case err != nil:
-			q.Fail([]byte(netdb.BootstrapCompress))
-		default:
-			q.Reply(body)
-		}
-	})
+// neighbour answers a request that costs something, within bounds.
+func (r *relay) neighbour(c link.Conn, q *link.Request, f func(body []byte) []byte) {
+	now := time.Now()
+	if !r.links.take(c, requestCost, now) {
+		q.Reply(netdb.Status(netdb.StatusError))
+		return
+	}
+	body := f(q.Body)
+	r.links.charge(c, len(body), now)
+	q.Reply(body)
 }
 
-// gossip takes a relay's contact from another relay, and passes on what is news (protocol 2 section 9).
+// gossip takes a relay's contact from another relay, and passes on what is news (protocol 2 section 9). It ends because nobody takes the same contact twice, or one that is
+// not a minute newer. A relay that signs for every minute of the last month would make us tell all others 43,200 times: of one relay no more is passed on than its
+// clock could have signed meanwhile.
 func (r *relay) gossip(from link.Conn, raw []byte) {
+	now := time.Now()
+	if !r.links.allows(from, now) {
+		return
+	}
 	c, news, err := r.n.store.Gossip(raw)
 	if err != nil {
+		r.links.charge(from, gossipCost, now)
 		r.n.log.Debug("contact refused", "err", err)
+		return
 	}
-	if c == nil || !news {
+	if c == nil || !news || !r.news.take(c.ID, 1, now) {
 		return
 	}
 	for _, to := range r.n.peers.Connected() {
-		if to != from && to.Remote() != c.ID {
+		if id := to.Remote(); id != from.Remote() && id != c.ID {
 			to.Command(netdb.MethodGossipRC, c.Raw())
 		}
 	}
 }
 
-// rules are those of contacts in our network.
-func (n *Node) rules() netdb.Rules { return n.network.Load().Rules() }
-
 // Paths that end here.
 
 // PathRequest answers a client at the other end of a path (protocol 3 section 4.3).
-func (r *relay) PathRequest(_ path.ID, method string, body []byte, reply func([]byte)) {
+func (r *relay) PathRequest(from path.ID, method string, body []byte, reply func([]byte)) {
+	if !r.paths.take(from, requestCost, time.Now()) {
+		reply(netdb.Status(netdb.StatusError))
+		return
+	}
+	answer := func(body []byte) {
+		r.paths.charge(from, len(body), time.Now())
+		reply(body)
+	}
 	switch method {
 	case netdb.MethodFetchRIDs:
-		reply(netdb.EncodeRIDs(r.n.store.RegisteredIDs()))
+		answer(netdb.EncodeRIDs(r.n.store.RegisteredIDs()))
 	case netdb.MethodFetchRCs:
-		reply(r.fetchRCs(body))
+		answer(r.fetchRCs(body))
 	case netdb.MethodResolveSNS:
-		reply(r.resolveSNS(body))
+		answer(r.resolveSNS(body))
 	case netdb.MethodPublishCC:
-		r.publishCC(body, reply)
+		r.publishCC(from, body, answer)
 	case netdb.MethodFindCC:
-		r.findCC(body, reply)
+		r.findCC(from, body, answer)
 	default: // the reference stays silent; an answer is quicker (protocol 3 section 10, 5)
-		reply(netdb.Status(netdb.StatusError))
+		answer(netdb.Status(netdb.StatusError))
 	}
 }
 
@@ -311,70 +345,78 @@ func (r *relay) resolveSNS(body []byte) []byte {
 }
 
 // publishCC serves a client's publish_cc: here, or at the relay that its location names (protocol 2 section 7.6).
-func (r *relay) publishCC(body []byte, reply func([]byte)) {
-	p, err := netdb.DecodePublishCC(body)
-	if err != nil {
-		reply(netdb.Status(netdb.StatusError))
-		return
-	}
-	if text := netdb.ClockStatus(p.SignedAt, time.Now()); text != "" {
-		reply(netdb.Status(text))
-		return
-	}
-	closest := netdb.Closest(r.n.store.RegisteredIDs(), p.Blinded, netdb.Accepting)
+func (r *relay) publishCC(from path.ID, body []byte, reply func([]byte)) {
+	p, closest, refused := r.readPublish(body)
 	switch {
-	case len(closest) < netdb.Locations:
-		reply(netdb.Status(netdb.StatusNoRCs))
+	case refused != "":
+		reply(netdb.Status(refused))
 	case !netdb.ValidLocation(p.Location):
 		reply(netdb.Status(netdb.StatusInvalidLocation))
 	case closest[p.Location] == r.self:
-		reply(r.put(p.Sealed))
+		reply(put(r, &r.fromPaths, from, p))
 	default:
-		r.forward(closest[p.Location], netdb.MethodPublishCC, body, reply, netdb.Status(netdb.StatusTimeout))
+		r.forward(from, closest[p.Location], netdb.MethodPublishCC, body, reply)
 	}
 }
 
 // storeCC serves another relay's publish_cc.
-func (r *relay) storeCC(body []byte) []byte {
+func (r *relay) storeCC(from link.Conn, body []byte) []byte {
+	p, closest, refused := r.readPublish(body)
+	switch {
+	case refused != "":
+		return netdb.Status(refused)
+	case !slices.Contains(closest, r.self):
+		return netdb.Status(netdb.StatusError)
+	}
+	return put(r, &r.fromLinks, from, p)
+}
+
+// readPublish does what every publish_cc is checked for first; closest are the relays that may keep the contact.
+func (r *relay) readPublish(body []byte) (p netdb.PublishCC, closest []key.Public, refused string) {
 	p, err := netdb.DecodePublishCC(body)
+	if err != nil {
+		return p, nil, netdb.StatusError
+	}
+	if text := netdb.ClockStatus(p.SignedAt, time.Now()); text != "" {
+		return p, nil, text
+	}
+	closest = netdb.Closest(r.n.store.RegisteredIDs(), p.Blinded, netdb.Accepting)
+	if len(closest) < netdb.Locations {
+		return p, nil, netdb.StatusNoRCs
+	}
+	return p, closest, ""
+}
+
+// put stores a contact; newcomers counts those of clients that have none here yet.
+func put[K comparable](r *relay, newcomers *meter[K], from K, p netdb.PublishCC) []byte {
+	now := time.Now()
+	fresh := r.contacts.Get(p.Blinded, now) == nil
+	if fresh && !newcomers.allows(from, now) {
+		return netdb.Status(netdb.StatusError)
+	}
+	stored, err := r.contacts.Put(p.Sealed, now)
 	if err != nil {
 		return netdb.Status(netdb.StatusError)
 	}
-	if text := netdb.ClockStatus(p.SignedAt, time.Now()); text != "" {
-		return netdb.Status(text)
-	}
-	closest := netdb.Closest(r.n.store.RegisteredIDs(), p.Blinded, netdb.Accepting)
-	if len(closest) < netdb.Locations {
-		return netdb.Status(netdb.StatusNoRCs)
-	}
-	for _, id := range closest {
-		if id == r.self {
-			return r.put(p.Sealed)
-		}
-	}
-	return netdb.Status(netdb.StatusError)
-}
-
-func (r *relay) put(sealed []byte) []byte {
-	if _, err := r.contacts.Put(sealed, time.Now()); err != nil {
-		return netdb.Status(netdb.StatusError)
+	if fresh && stored {
+		newcomers.charge(from, 1, now)
 	}
 	return netdb.Status(netdb.StatusOK)
 }
 
 // findCC serves a client's find_cc (protocol 2 section 7.7).
-func (r *relay) findCC(body []byte, reply func([]byte)) {
+func (r *relay) findCC(from path.ID, body []byte, reply func([]byte)) {
 	blinded, location, err := netdb.DecodeFindCC(body)
 	closest := netdb.Closest(r.n.store.RegisteredIDs(), blinded, netdb.Locations)
 	switch {
 	case err != nil || len(closest) < netdb.Locations:
 		reply(netdb.Status(netdb.StatusError))
 	case location == netdb.AnyLocation:
-		r.findAnywhere(closest, blinded, reply)
+		r.findAnywhere(from, closest, blinded, reply)
 	case closest[location] == r.self:
 		reply(r.foundCC(blinded))
 	default:
-		r.forward(closest[location], netdb.MethodFindCC, netdb.EncodeFindCC(blinded, netdb.AnyLocation), reply, netdb.Status(netdb.StatusTimeout))
+		r.forward(from, closest[location], netdb.MethodFindCC, netdb.EncodeFindCC(blinded, netdb.AnyLocation), reply)
 	}
 }
 
@@ -395,7 +437,7 @@ func (r *relay) foundCC(blinded key.Public) []byte {
 }
 
 // findAnywhere serves a client before 1.0.2, which names no location: all four are asked, the first success counts.
-func (r *relay) findAnywhere(closest []key.Public, blinded key.Public, reply func([]byte)) {
+func (r *relay) findAnywhere(from path.ID, closest []key.Public, blinded key.Public, reply func([]byte)) {
 	if raw := r.contacts.Get(blinded, time.Now()); raw != nil {
 		reply(netdb.EncodeFoundCC(raw))
 		return
@@ -414,24 +456,31 @@ func (r *relay) findAnywhere(closest []key.Public, blinded key.Public, reply fun
 			one(netdb.Status(netdb.StatusNotFound))
 			continue
 		}
-		r.forward(id, netdb.MethodFindCC, netdb.EncodeFindCC(blinded, netdb.AnyLocation), one, netdb.Status(netdb.StatusTimeout))
+		r.forward(from, id, netdb.MethodFindCC, netdb.EncodeFindCC(blinded, netdb.AnyLocation), one)
 	}
 }
 
-// forward asks another relay and passes its reply on; silence and failure become instead.
-func (r *relay) forward(to key.Public, method string, body []byte, reply func([]byte), instead []byte) {
-	select {
-	case r.forwards <- struct{}{}:
-	default:
+// maxForwarded bounds the replies of other relays that are passed on: a sealed contact and what is around it.
+const maxForwarded = netdb.MaxSealed + 1<<10
+
+// forward asks another relay on behalf of a path and passes its reply on; silence and failure become TIMEOUT.
+func (r *relay) forward(from path.ID, to key.Public, method string, body []byte, reply func([]byte)) {
+	if !r.forwards.take(from) {
 		reply(netdb.Status(netdb.StatusError))
 		return
 	}
-	r.n.serve(func(ctx context.Context) {
-		defer func() { <-r.forwards }()
+	started := r.n.serve(func(ctx context.Context) {
 		answer, err := r.n.peers.Request(ctx, to, method, body)
-		if err != nil {
-			answer = instead
+		r.forwards.give(from)
+		switch {
+		case err != nil:
+			answer = netdb.Status(netdb.StatusTimeout)
+		case len(answer) > maxForwarded:
+			answer = netdb.Status(netdb.StatusError)
 		}
 		reply(answer)
 	})
+	if !started {
+		r.forwards.give(from)
+	}
 }

@@ -25,11 +25,15 @@ func TestAgree(t *testing.T) {
 		{"three of five", []nameAnswer{yes(a), yes(b), yes(a), yes(a), no}, 5, a, true, 3, 4},
 		{"not found by three", []nameAnswer{no, no, no, yes(a), yes(a)}, 5, key.Public{}, true, 3, 3},
 		{"one path", []nameAnswer{yes(a)}, 1, a, true, 1, 1},
-		{"two paths, the first wins", []nameAnswer{yes(a), no}, 2, a, true, 1, 1},
+		{"two paths agree", []nameAnswer{yes(a), yes(a)}, 2, a, true, 2, 2},
+		{"of two paths one says not found", []nameAnswer{yes(a), no}, 2, key.Public{}, true, 1, 2},
+		{"of two paths one fails", []nameAnswer{yes(a), fail}, 2, a, true, 1, 2},
+		{"two owners as often", []nameAnswer{yes(a), yes(b), yes(b), yes(a)}, 4, key.Public{}, false, 2, 4},
+		{"two liars of four do not win by being quicker", []nameAnswer{yes(b), yes(b), yes(a), yes(a)}, 4, key.Public{}, false, 2, 4},
 		{"most common without a majority", []nameAnswer{yes(a), yes(a), yes(b), fail, no}, 5, a, true, 2, 5},
 		{"not found wins a tie", []nameAnswer{yes(a), no, fail, fail, fail}, 5, key.Public{}, true, 1, 5},
 		{"nothing but failures is not certain", []nameAnswer{fail, fail, fail}, 3, key.Public{}, false, 0, 3},
-		{"one liar of four does not win", []nameAnswer{yes(b), yes(a), yes(a), no}, 4, a, true, 2, 3},
+		{"one liar of four does not win", []nameAnswer{yes(b), yes(a), yes(a), no}, 4, a, true, 2, 4},
 	} {
 		t.Run(c.what, func(t *testing.T) {
 			for n := range c.early + 1 {
@@ -46,7 +50,7 @@ func TestAgree(t *testing.T) {
 }
 
 func TestNameCache(t *testing.T) {
-	var c nameCache
+	var c names
 	now := time.Unix(1e9, 0)
 	c.put("a.loki", nameVerdict{found: true, owner: key.Public{1}}, now)
 	if e, ok := c.get("a.loki", now.Add(snsTTL)); !ok || !e.found {
@@ -58,7 +62,7 @@ func TestNameCache(t *testing.T) {
 	for i := range 3 * snsCacheMax {
 		c.put(fmt.Sprint(i), nameVerdict{}, now)
 	}
-	if len(c.names) > snsCacheMax {
-		t.Errorf("%d names kept", len(c.names))
+	if len(c.cache) > snsCacheMax {
+		t.Errorf("%d names kept", len(c.cache))
 	}
 }

@@ -4,7 +4,7 @@
 //   - [RelayContact]: where a relay is reached, signed by it. [Store]: the relay contacts that a node knows, verified, in memory and on disk.
 //   - [ClientContact]: how a client is reached, sealed so that only who knows its key can read it. [Contacts]: the sealed ones that a
 //     relay keeps for others; [Closest] says which relays do.
-//   - The bodies of all requests that carry these (messages.go), for both ends, as pure functions, and [Corroborated], which relay keys a
+//   - The bodies of all requests that carry these (messages.go), for both ends, as pure functions, and [Quorum], which relay keys a
 //     client may believe.
 //   - Bootstrap files, the bootstrap reply, and [NetworkFile], the signed file that a private network has instead of oxend.
 //

@@ -324,38 +324,3 @@ func DecodeResolvedSNS(body []byte) (sealed []byte, nonce seal.Nonce, err error)
 	}
 	return c, seal.Nonce(n), nil
 }
-
-// Corroborated returns the relay keys that a client may believe after it asked several relays with fetch_rids, in ascending order: those
-// that more than half of the relays asked have listed, among them at least one at the end of an inbound path (protocol 1 section 9.6). None:
-// the client keeps what it had.
-func Corroborated(answers []RIDAnswer) []key.Public {
-	type votes struct {
-		count, last int // last: 1 + the index of the answer counted last, since a list may repeat itself
-		inbound     bool
-	}
-	tally := make(map[key.Public]votes)
-	for i, a := range answers {
-		for _, id := range a.IDs {
-			v := tally[id]
-			if v.last == i+1 {
-				continue
-			}
-			tally[id] = votes{v.count + 1, i + 1, v.inbound || a.Inbound}
-		}
-	}
-	needed := len(answers)/2 + 1
-	var ids []key.Public
-	for id, v := range tally {
-		if v.count >= needed && v.inbound {
-			ids = append(ids, id)
-		}
-	}
-	sortKeys(ids)
-	return ids
-}
-
-// RIDAnswer is what one relay that was asked with fetch_rids said.
-type RIDAnswer struct {
-	Inbound bool         // asked over one of our inbound paths
-	IDs     []key.Public // none when it failed: it counts as asked all the same
-}

@@ -164,8 +164,8 @@ func TestClockStatus(t *testing.T) {
 // Protocol 1 section 9.6: a strict majority of those asked, at least one of them inbound.
 func TestCorroborated(t *testing.T) {
 	a, b, c := key.Public{1}, key.Public{2}, key.Public{3}
-	in := func(ids ...key.Public) RIDAnswer { return RIDAnswer{true, ids} }
-	out := func(ids ...key.Public) RIDAnswer { return RIDAnswer{false, ids} }
+	in := func(ids ...key.Public) RIDAnswer { return RIDAnswer{Inbound: true, IDs: ids} }
+	out := func(ids ...key.Public) RIDAnswer { return RIDAnswer{IDs: ids} }
 	for _, x := range []struct {
 		name    string
 		answers []RIDAnswer

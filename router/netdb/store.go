@@ -181,17 +181,21 @@ func (s *Store) Fetched(raws [][]byte) (stored int, err error) {
 	return stored, nil
 }
 
-// Bootstrapped takes in contacts that come from a bootstrap or a network file: a client believes in their ids from then on; a relay that has
-// a registered set takes those in it, and never its own.
-func (s *Store) Bootstrapped(contacts []*RelayContact) (stored int) {
+// Bootstrapped takes in contacts that come from a bootstrap or a network file. On a client believe says whether it believes in their ids from then
+// on, as those of the public network's bootstraps (protocol 1 section 9.8); without it only those of known relays are taken. A relay that has a registered
+// set takes those in it, and never its own.
+func (s *Store) Bootstrapped(contacts []*RelayContact, believe bool) (stored int) {
 	for _, c := range contacts {
 		s.mu.Lock()
-		wanted := true
+		if !s.relay && believe && len(s.known) < maxKnown {
+			s.known[c.ID] = struct{}{}
+		}
+		var wanted bool
 		if s.relay {
 			_, registered := s.registered[c.ID]
 			wanted = c.ID != s.self && (registered || s.registered == nil)
-		} else if len(s.known) < maxKnown {
-			s.known[c.ID] = struct{}{}
+		} else {
+			_, wanted = s.known[c.ID]
 		}
 		s.mu.Unlock()
 		if !wanted {
@@ -337,14 +341,22 @@ func (s *Store) Differing(hashes *BucketHashes) [][]byte {
 	return raws
 }
 
-// Random returns up to n different contacts in random order, each with the same chance, from those that are not expired and, on a relay, not
-// our own, and for which ok is true. ok may be nil; it is called without locks held and may use the Store.
+// Random returns up to n different contacts in random order, each with the same chance, from those that are not expired, on a relay not
+// our own, on a client that believes in any relays of those, and for which ok is true. (The reference keeps drawing relays that are no longer known.) ok may be nil; it is
+// called without locks held and may use the Store.
 func (s *Store) Random(n int, ok func(*RelayContact) bool) []*RelayContact {
 	if n <= 0 {
 		return nil
 	}
 	now := time.Now()
-	all := s.All()
+	s.mu.RLock()
+	all := make([]*RelayContact, 0, len(s.contacts))
+	for _, c := range s.contacts {
+		if _, known := s.known[c.ID]; known || s.relay || len(s.known) == 0 {
+			all = append(all, c)
+		}
+	}
+	s.mu.RUnlock()
 	var sample []*RelayContact // a reservoir: whatever is in it was kept with the same chance as all others seen so far
 	seen := 0
 	for _, c := range all {
@@ -363,16 +375,21 @@ func (s *Store) Random(n int, ok func(*RelayContact) bool) []*RelayContact {
 }
 
 // Purge forgets contacts that expired, that lie too far ahead, that are not publicly routable (unless the network allows private addresses)
-// and, on a relay with a registered set, that are not in it; every PurgeInterval. It returns how many went.
+// and, on a relay with a registered set, that are not in it; every PurgeInterval. A client keeps contacts of relays that are no longer known (protocol 1 section 9.9), but
+// not where they take up the room for others. It returns how many went.
 func (s *Store) Purge(now time.Time) (removed int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	crowded := len(s.known) > 0 && len(s.contacts) > MaxRelays/2
 	for i := len(s.contacts) - 1; i >= 0; i-- {
 		c := s.contacts[i]
 		gone := c.Expired(now) || s.tooFarAhead(c, now) || !s.rules.Private && !PublicAddr(c.Addr.Addr())
 		if s.relay && s.registered != nil {
 			_, registered := s.registered[c.ID]
 			gone = gone || !registered
+		}
+		if _, known := s.known[c.ID]; !s.relay && crowded && !known {
+			gone = true
 		}
 		if gone {
 			s.remove(i)

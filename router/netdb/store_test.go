@@ -228,8 +228,15 @@ func TestNetworkSources(t *testing.T) {
 		if n, err := s.Fetched([][]byte{relayContact(1004, now).Raw()}); n != 1 || err != nil {
 			t.Errorf("fetched %d, %v", n, err)
 		}
-		if n := s.Bootstrapped([]*RelayContact{b, expired}); n != 1 || !s.IsKnown(b.ID) || len(s.Known()) != 5 {
+		if n := s.Bootstrapped([]*RelayContact{b, expired}, true); n != 1 || !s.IsKnown(b.ID) || len(s.Known()) != 5 {
 			t.Errorf("bootstrapped %d, known %v", n, s.Known())
+		}
+		if n := s.Bootstrapped([]*RelayContact{relayContact(1010, now), changed(1000, now.Add(MinRelayUpdate))}, false); n != 1 || s.IsKnown(secret(1010).Public()) || s.Len() != 3 {
+			t.Errorf("bootstrapped %d without belief, %d contacts", n, s.Len())
+		}
+		s.SetKnown([]key.Public{b.ID})
+		if got := s.Random(10, nil); len(got) != 1 || got[0].ID != b.ID {
+			t.Errorf("%d relays drawn, not only the known one", len(got))
 		}
 		s.SetKnown(nil)
 		if s.Len() != 3 || len(s.Known()) != 0 {
@@ -237,12 +244,12 @@ func TestNetworkSources(t *testing.T) {
 		}
 
 		s = memoryStore(t, 999, true, Rules{})
-		if n := s.Bootstrapped([]*RelayContact{a, b, own}); n != 2 {
+		if n := s.Bootstrapped([]*RelayContact{a, b, own}, false); n != 2 {
 			t.Errorf("a relay without a set bootstrapped %d", n)
 		}
 		s = memoryStore(t, 999, true, Rules{})
 		s.SetRegistered([]key.Public{b.ID})
-		if n := s.Bootstrapped([]*RelayContact{a, b, own}); n != 1 || s.Get(b.ID) == nil {
+		if n := s.Bootstrapped([]*RelayContact{a, b, own}, false); n != 1 || s.Get(b.ID) == nil {
 			t.Errorf("a relay with a set bootstrapped %d", n)
 		}
 		s.SetBootstraps([]*RelayContact{a, own, b})
