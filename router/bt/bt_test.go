@@ -110,7 +110,25 @@ func write(dst []byte, v any) []byte {
 	case []entry:
 		b := NewDict(dst)
 		for _, e := range v {
-			b.Raw(e.key, write(nil, e.value))
+			switch v := e.value.(type) {
+			case string:
+				if len(v)%2 == 0 {
+					b.String(e.key, v)
+				} else {
+					b.Bytes(e.key, []byte(v))
+				}
+			case *big.Int:
+				if v.IsInt64() {
+					b.Int(e.key, v.Int64())
+				} else {
+					b.Uint(e.key, v.Uint64())
+				}
+			default:
+				b.Raw(e.key, write(nil, v))
+			}
+			if string(b.Prefix()) != string(b.b[len(dst):]) {
+				panic("the prefix is not all of the dict")
+			}
 		}
 		return b.End()
 	}
@@ -261,6 +279,7 @@ var grammar = []struct {
 	{strings.Repeat("d0:", MaxDepth) + "le" + strings.Repeat("e", MaxDepth), 0},
 	{strings.Repeat("d0:", MaxDepth) + "0:" + strings.Repeat("e", MaxDepth), 4*MaxDepth + 2},
 	{strings.Repeat("l", 1<<20), 0},
+	{"de0:", 2}, {"leX", 2}, {"d1:ai1eei2e", 8}, {"d1:ai9223372036854775808ee", 26},
 	// Bodies spelled out in the documents.
 	{"d1:!2:OKe", 9}, {"d1:!7:TIMEOUTe", 14}, {"d1:!5:ERRORe", 12}, {"d1:!9:NOT FOUNDe", 16}, {"d1:!10:SLOW CLOCKe", 18}, // protocol 2 section 5.4
 	{"d1:!17:No RCs available!e", 25}, {"d1:rlee", 7}, // protocol 2 sections 7.6 and 7.3
