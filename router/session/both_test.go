@@ -122,6 +122,53 @@ func TestBothCall(t *testing.T) {
 	}
 }
 
+// TestBothCallLate: the same when one call is answered long before the other, with much and with little traffic, which only one side begins.
+func TestBothCallLate(t *testing.T) {
+	for _, late := range []time.Duration{300 * time.Millisecond, time.Second, 1900 * time.Millisecond, 2100 * time.Millisecond, 4 * time.Second, 12 * time.Second} {
+		for _, gap := range []time.Duration{100 * time.Millisecond, time.Second, 5 * time.Second} {
+			for slow := range 2 { // whose call is answered late: 0 the smaller key's
+				for talks := range 3 { // who asks: 0 the smaller key, 1 the larger, 2 both
+					inBubble(t, func(t *testing.T, f *fabric) {
+						what := fmt.Sprintf("late %v, gap %v, slow %d, talks %d", late, gap, slow, talks)
+						a, b := f.pair()
+						f.learned(a, b)
+						nodes := []*node{a, b}
+						f.lose = func(m *flying) bool {
+							if m.what == "accept" && m.to == nodes[slow].sec.Public() {
+								time.AfterFunc(late, m.land)
+								return true
+							}
+							return false
+						}
+						for i, n := range nodes {
+							n.echo = true
+							go n.table.Connect(t.Context(), nodes[1-i].addr())
+						}
+						asked := 0
+						for end := time.Now().Add(late + 3*gap + 8*time.Second); time.Now().Before(end); asked++ {
+							if talks != 1 {
+								a.send(b, fmt.Sprint("?a", asked))
+							}
+							if talks != 0 {
+								b.send(a, fmt.Sprint("?b", asked))
+							}
+							f.run(gap)
+						}
+						f.run(200 * time.Millisecond)
+						got := len(a.take()) + len(b.take())
+						if want := map[int]int{0: 2, 1: 2, 2: 4}[talks] * asked; got != want {
+							t.Errorf("%s: %d of %d", what, got, want)
+						}
+						if ca, cb := a.caller(b), b.caller(a); ca != a || cb != a {
+							t.Errorf("%s: end on the session of the larger key: a %v, b %v", what, ca == b, cb == b)
+						}
+					})
+				}
+			}
+		}
+	}
+}
+
 // learned gives two nodes each other's contact, so that no look-up comes between.
 func (f *fabric) learned(a, b *node) {
 	for _, n := range []*node{a, b} {

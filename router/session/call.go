@@ -25,6 +25,8 @@ const (
 	minTalk      = 2 * time.Second // what we sent so soon after we heard the remote needs no answer
 	least        = time.Minute     // a detour must have so much left
 	contactStale = 10 * time.Minute
+	insistEvery  = 500 * time.Millisecond
+	insistTimes  = 8
 )
 
 // call is the outbound side of a remote: its contact, the paths to it, and the session that we called for (protocol 4 section 3.2). Under Table.ctl.
@@ -51,6 +53,9 @@ type call struct {
 	inits    int // sent for try
 	nextInit time.Time
 	wait     time.Duration
+	insists  int       // see Table.insist
+	insisted time.Time // the last
+
 	doubted  time.Time     // when we last did something about the remote's silence
 	patience time.Duration // until the next time; only a message of the remote ends it, not an accept
 }
@@ -191,6 +196,7 @@ func (t *Table) drive(c *call, now time.Time) {
 		t.sendInit(c, now)
 	}
 	if c.session != nil {
+		t.insist(c, now)
 		t.doubt(c, now)
 	}
 }

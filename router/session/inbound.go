@@ -129,10 +129,10 @@ func (t *Table) called(via carrier, box []byte, now time.Time) {
 	t.count.InitsTaken.Add(1)
 	t.log.Debug("session answered", "remote", addr)
 	t.sendAccept(s)
-	t.later(func() { t.c.Established(addr) })
-	if c := s.r.call; c != nil && c.session != nil && t.self.Compare(in.remote) < 0 && t.leans(c.session, s, now) {
-		t.affirm(c) // both called; this ends on ours
+	if t.replaces {
+		t.replace(s, now)
 	}
+	t.later(func() { t.c.Established(addr) })
 }
 
 func (t *Table) sendAccept(s *session) {

@@ -21,7 +21,7 @@ const (
 	queueLimit = 30               // packets that wait for a session
 	queueTime  = 10 * time.Second // one that waited longer is given back
 	unsureWait = time.Second      // how long we wait for the first message of a remote that called before we send to it
-	leaning    = 2 * time.Second  // see Table.leans
+	crossing   = 2 * time.Second  // messages may be under way so long that were sent before their sender knew of a newer session
 	remoteSets = 4                // sessions with one remote
 )
 
@@ -121,6 +121,7 @@ type Table struct {
 	ctl      sync.Mutex
 	after    []func()
 	closed   bool
+	replaces bool                // see FollowReference
 	pending  map[uint32]*pending // inits of ours that an accept may come for, by own tag
 	calls    int
 	contacts map[key.Public]*contact
@@ -397,20 +398,43 @@ func (t *Table) before(a, b *session) bool {
 	return a.initiator(t.self).Compare(b.initiator(t.self)) < 0
 }
 
-// leans says whether we stay on the session cur, which we called for, although a message came on s, for which the remote called.
+// stays says whether we go on sending on the session cur although a message came on another one, s.
 //
-// For two seconds after the accept: it shows that the remote has cur, also if the remote keeps only what it was called for last; what comes on s then was probably
-// sent before. The side with the smaller key stays for two seconds after every message on cur: without that, two nodes which both called would follow each other to
-// and fro for as long as their messages cross. So they end on the session of the smaller key, and no message is lost by it.
-func (t *Table) leans(cur, s *session, now time.Time) bool {
-	if !cur.outbound || s.outbound || !cur.usable(now) {
+// For two seconds after the accept of a session that we called for: it shows that the remote has cur, also if the remote keeps only what it was called for last;
+// what comes then on a session that the remote called for was probably sent before.
+//
+// And for two seconds after every message on the one of the two that the smaller key called for: without that, two nodes which both called would follow each other to
+// and fro for as long as their messages cross.
+func (t *Table) stays(cur, s *session, now time.Time) bool {
+	switch {
+	case !cur.usable(now):
 		return false
+	case cur.outbound && !s.outbound && t.at(now)-t.at(cur.since) < int64(crossing):
+		return true
 	}
-	from := t.at(cur.since)
-	if t.self.Compare(cur.r.addr.Key) < 0 {
-		from = cur.heard.Load()
+	return cur.outbound != s.outbound && cur.initiator(t.self).Compare(s.initiator(t.self)) < 0 && t.at(now)-cur.heard.Load() < int64(crossing)
+}
+
+// insist brings two nodes that both called to the session of the smaller key, whose side this is: while the remote speaks on its own session, ours is affirmed. The
+// remote follows as soon as its session is older than two seconds (stays) and says so (proven), and we follow it. Nothing is lost meanwhile: packets go where the remote spoke
+// last. A remote that has lost our session is told in vain, a few times.
+func (t *Table) insist(c *call, now time.Time) {
+	s := c.session
+	if s == nil || !s.usable(now) || c.r.addr.Kind != key.Client || t.self.Compare(c.r.addr.Key) > 0 {
+		return
 	}
-	return t.at(now)-from < int64(leaning)
+	heard := s.heard.Load()
+	if !slices.ContainsFunc(c.r.sessions, func(o *session) bool { return !o.outbound && o.heard.Load() > heard }) {
+		return
+	}
+	if t.when(heard).After(c.insisted) {
+		c.insists = 0
+	}
+	if c.insists < insistTimes && now.Sub(c.insisted) >= insistEvery {
+		c.insists++
+		c.insisted = now
+		t.affirm(c)
+	}
 }
 
 // proven: an authentic message came on s.
@@ -421,8 +445,11 @@ func (t *Table) proven(s *session, now time.Time) {
 	r := s.r
 	s.sure.Store(true)
 	s.accept = nil
-	if cur := r.current.Load(); cur == nil || cur != s && !t.leans(cur, s, now) {
+	if cur := r.current.Load(); cur == nil || cur != s && !t.stays(cur, s, now) {
 		t.sendOn(s, now)
+		if cur != nil && cur.outbound && !s.outbound && t.publish.sealed != nil {
+			t.signal(s, methodContact, t.publish.sealed) // any word tells the remote that we are here now, even if we have nothing to send for long
+		}
 	}
 	t.advance(r, now)
 }
