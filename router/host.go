@@ -10,10 +10,10 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
-	"golang.org/x/sync/errgroup"
 
 	"lokinetd/config"
 	"lokinetd/dns"
@@ -24,7 +24,6 @@ import (
 	"lokinetd/router/netdb"
 	"lokinetd/router/packet"
 	"lokinetd/router/path"
-	"lokinetd/router/session"
 )
 
 // host is a node on a real machine: its socket, and for a client the TUN, the name server and the services.
@@ -33,54 +32,95 @@ type host struct {
 	version string
 	log     *slog.Logger
 	started time.Time
+	again   func() (*config.Config, error)
+	sys     *system
+	dir     folder
+	parts   *stack
 	node    *Node
 
+	networkSeen os.FileInfo // of the network file, when it was last looked at
+
 	// Of a client.
-	device    *netif.Device
+	before    netif.Changes // what an earlier run has left on the host
+	up        bool          // the start has succeeded
+	device    device
 	pump      *netif.Pump
 	dns       *dns.Server
 	sockets   *dns.Sockets
-	endpoints []*hostEndpoint // the browsing one first; does not change
+	endpoints []*hostEndpoint       // the browsing one first; does not change
+	kept      map[string]netif.Kept // by keepName
+	saved     []byte                // what is in the file of addresses
 }
 
 // hostEndpoint is an endpoint with its place in the TUN.
 type hostEndpoint struct {
 	*Endpoint
-	addrs *netif.Map
-	place *netif.Endpoint
-	ports []string
-	pings pings
+	addrs   *netif.Map
+	place   *netif.Endpoint
+	lasting bool // the address is the same at the next start
+	ports   []string
+	pings   pings
 }
 
-// tunnel is a session table as the pump sees it: what cannot be sent comes back through Undeliverable, once.
-type tunnel struct{ *session.Table }
-
-func (t tunnel) Send(to key.Address, b *packet.Buffer) bool {
-	t.Table.Send(to, b)
+// Send is the endpoint's session table as the pump sees it: what cannot be sent comes back through Undeliverable, once.
+func (e *hostEndpoint) Send(to key.Address, b *packet.Buffer) bool {
+	e.Sessions.Send(to, b)
 	return true
 }
 
 func (h *host) browsing() *hostEndpoint { return h.endpoints[0] }
 
-// maxNetworkFile bounds what is read of a network file, in bytes.
-const maxNetworkFile = 8 << 20
+// Limits of the steps of the stop. Together they stay below the 90 s after which systemd kills.
+const (
+	answerLimit = 3 * time.Second  // control socket, name server: who asks is told that it is over
+	nodeLimit   = 10 * time.Second // session_close on the paths, the paths' ends on the links, the links' ends on the wire
+	hostLimit   = 5 * time.Second
+)
 
-// Run is the daemon: it runs until ctx ends or a part fails, and undoes what it did to the host.
+// Run is the daemon: it runs until ctx ends or a part fails, and undoes what it did to the host. again, if not nil, reads the configuration
+// for a reload (SIGHUP).
 //
-// Start: node database, link, TUN, name server, control socket, READY=1. Stop: the reverse.
-func Run(ctx context.Context, c *config.Config, version string, log *slog.Logger) error {
+// Start, step by step; an error at one of them undoes those before it:
+//
+//  1. The data directory is taken (lock), so that there is one daemon and no cleanup beside it.
+//  2. Node: node database, links, paths, sessions. It connects and builds paths while the next steps are done.
+//  3. TUN: unreachable routes, addresses, interface up; written to the state file before (host_folder.go).
+//  4. Pump between TUN and sessions, and the watch over addresses.
+//  5. Name server, on sockets of our own or those that a service manager has opened before.
+//  6. Control socket.
+//  7. READY=1; from now on the loop: signals, the network file, the watchdog.
+//
+// Stop: the reverse, each step with a time limit (host_stack.go).
+func Run(ctx context.Context, c *config.Config, version string, log *slog.Logger, again func() (*config.Config, error)) error {
 	if err := link.SelfTest(); err != nil {
 		return err
 	}
-	h := &host{config: c, version: version, log: log, started: time.Now()}
+	sys := newSystem(log)
+	defer sys.close()
+	return run(ctx, c, version, log, again, sys)
+}
+
+func run(ctx context.Context, c *config.Config, version string, log *slog.Logger, again func() (*config.Config, error), sys *system) (err error) {
+	h := &host{config: c, version: version, log: log, started: time.Now(), again: again, sys: sys, dir: folder(c.DataDir), parts: newStack(log)}
+	defer func() {
+		sys.notify(daemon.SdNotifyStopping)
+		err = errors.Join(err, h.parts.stop())
+	}()
+	memory := newCollector()
+	h.parts.add("collector", hostLimit, func() error { memory.close(); return nil })
 	if err := os.MkdirAll(c.DataDir, 0o700); err != nil {
 		return fmt.Errorf("data directory: %w", err)
 	}
-	if err := h.openNode(ctx); err != nil {
+	unlock, err := h.dir.lock()
+	if err != nil {
 		return err
 	}
+	h.parts.add("data directory", hostLimit, unlock)
+	if err := h.openNode(); err != nil {
+		return err
+	}
+	h.parts.run("node", nodeLimit, h.node.Run)
 	if c.Role == config.RoleClient {
-		defer h.closeHost()
 		if err := h.openClient(ctx); err != nil {
 			return err
 		}
@@ -89,37 +129,77 @@ func Run(ctx context.Context, c *config.Config, version string, log *slog.Logger
 	if err != nil {
 		return err
 	}
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return h.node.Run(ctx) })
-	g.Go(func() error { return server.Run(ctx) })
-	if h.pump != nil {
-		g.Go(func() error { return h.pump.Run(ctx) })
-		g.Go(func() error { h.watchSessions(ctx); return nil })
+	h.parts.run("control socket", answerLimit, server.Run)
+	for _, f := range sys.files {
+		log.Warn("a descriptor that was passed has no use here", "name", f.Name())
 	}
-	if h.dns != nil {
-		g.Go(func() error { return h.dns.Run(ctx) })
-	}
-	h.node.times.note(momentRunning)
-	daemon.SdNotify(false, daemon.SdNotifyReady)
+	h.up = true
+	sys.notify(daemon.SdNotifyReady)
 	log.Info("running", "role", c.Role, "version", version)
-	err = g.Wait()
-	daemon.SdNotify(false, daemon.SdNotifyStopping)
-	return err
+	return h.loop(ctx, memory)
+}
+
+// adaptEvery is how often the collector's target follows the load.
+const adaptEvery = 5 * time.Second
+
+// loop is the daemon's main loop, until ctx ends (nil) or a part fails (its error). The watchdog is fed from here, and only while the node's own loop goes
+// round too.
+func (h *host) loop(ctx context.Context, memory *collector) error {
+	var feed <-chan time.Time
+	if h.sys.watchdog > 0 {
+		t := time.NewTicker(h.sys.watchdog / 3)
+		defer t.Stop()
+		feed = t.C
+	}
+	poll, adapt := time.NewTicker(networkPoll), time.NewTicker(adaptEvery)
+	defer poll.Stop()
+	defer adapt.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-h.parts.failed:
+			return err
+		case <-h.sys.reload:
+			h.sys.reloading()
+			h.reload()
+			h.sys.notify(daemon.SdNotifyReady)
+		case <-poll.C:
+			if h.networkChanged() {
+				h.logged("network file refused, the former one stays", h.reloadNetwork())
+			}
+		case now := <-adapt.C:
+			memory.adapt(now)
+		case now := <-feed:
+			if late := now.Sub(time.Unix(0, h.node.beat.Load())); late < max(h.sys.watchdog/2, 4*tick) {
+				h.sys.notify(daemon.SdNotifyWatchdog)
+			}
+		}
+	}
+}
+
+// reload does what SIGHUP asks for. What is wrong is logged and stays as it was.
+func (h *host) reload() {
+	h.networkChanged() // seen
+	h.logged("network file refused, the former one stays", h.reloadNetwork())
+}
+
+func (h *host) logged(what string, err error) {
+	if err != nil {
+		h.log.Error(what, "err", err)
+	}
 }
 
 // openNode makes the node and its UDP socket.
-func (h *host) openNode(ctx context.Context) error {
+func (h *host) openNode() error {
 	c := h.config
 	if c.Network.File == "" {
 		return errors.New("network.file: the public network cannot be joined yet; give the file of a private network")
 	}
-	raw, err := readBounded(c.Network.File, maxNetworkFile)
+	h.networkChanged()
+	file, err := h.readNetwork()
 	if err != nil {
-		return fmt.Errorf("network.file: %w", err)
-	}
-	file, err := netdb.ParseNetworkFile(raw, c.Network.Operator, time.Now())
-	if err != nil {
-		return fmt.Errorf("%s: %w", c.Network.File, err)
+		return err
 	}
 	nc := NodeConfig{Network: file, Log: h.log}
 	self, listen := key.Public{}, netip.AddrPortFrom(netip.IPv4Unspecified(), 0)
@@ -159,17 +239,6 @@ func (h *host) openNode(ctx context.Context) error {
 	return err
 }
 
-func readBounded(name string, limit int64) ([]byte, error) {
-	fi, err := os.Stat(name)
-	if err != nil {
-		return nil, err
-	}
-	if fi.Size() > limit {
-		return nil, fmt.Errorf("%s: larger than %d bytes", name, limit)
-	}
-	return os.ReadFile(name)
-}
-
 // loadOrMakeKey reads a key file, or makes it when there is none.
 func loadOrMakeKey(name string) (*key.Secret, error) {
 	s, err := key.LoadSecret(name)
@@ -180,15 +249,80 @@ func loadOrMakeKey(name string) (*key.Secret, error) {
 	return s, s.Save(name)
 }
 
-// openClient opens the TUN and the name server and makes the endpoints.
+// openClient does steps 3 to 5 of the start.
 func (h *host) openClient(ctx context.Context) (err error) {
 	c := h.config
-	h.device, err = netif.OpenDevice(netif.DeviceConfig{Name: c.TUN.Name, Log: h.log.With("mod", "netif")})
-	if err != nil {
+	if h.before, err = h.dir.changes(); err != nil {
 		return err
 	}
+	if err := h.openDevice(); err != nil {
+		return err
+	}
+	h.parts.add("network interface", hostLimit, h.closeDevice)
 	h.pump = netif.NewPump(h.device, h.log.With("mod", "netif"))
-	taken, err := netif.HostPrefixes(h.device.Name(), nil)
+	h.loadAddresses()
+	if err := h.addEndpoints(); err != nil {
+		return err
+	}
+	h.parts.run("packet pump", hostLimit, h.pump.Run)
+	h.parts.run("addresses", hostLimit, h.watchSessions)
+	if !c.DNS.Enabled {
+		return nil
+	}
+	if h.sockets, err = h.sys.dnsSockets(ctx, c.DNS.Listen); err != nil {
+		return err
+	}
+	h.dns, err = dns.New(dns.Config{Source: source{h}, Sockets: h.sockets, Upstream: c.DNS.Upstream, Suffix: c.Network.Suffix, Log: h.log.With("mod", "dns")})
+	if err != nil {
+		h.sockets.Close()
+		return err
+	}
+	h.parts.run("name server", answerLimit, h.dns.Run)
+	return nil
+}
+
+// openDevice opens the TUN, or takes over the one that the service manager has kept since the last run: packets have waited in it.
+func (h *host) openDevice() error {
+	dc := netif.DeviceConfig{Name: h.config.TUN.Name, Before: h.before, Record: h.dir.setChanges, Log: h.log.With("mod", "netif")}
+	for _, f := range h.sys.take(tunName) {
+		dc.File = f
+		d, err := h.sys.openDevice(dc)
+		switch {
+		case err != nil:
+			h.log.Warn("the network interface of the last run cannot be taken over", "err", err)
+		case h.device != nil || d.Name() != h.config.TUN.Name && !strings.Contains(h.config.TUN.Name, "%"):
+			d.Close(true) // of another configuration; its routes are in Before of the one that is used
+		default:
+			h.device = d
+		}
+	}
+	if h.device == nil {
+		var err error
+		dc.File = nil
+		if h.device, err = h.sys.openDevice(dc); err != nil {
+			return err
+		}
+	}
+	if err := h.sys.keep(tunName, h.device.File()); err != nil {
+		h.log.Warn("the network interface will not outlive a restart", "err", err)
+	}
+	return nil
+}
+
+// closeDevice undoes what was done to the host. Under a service manager the unreachable routes stay, so that nothing for our ranges leaves another way
+// while we are away; so they do when a start fails that found them.
+func (h *host) closeDevice() error {
+	keepRoutes := h.sys.managed && (h.up || len(h.before.Unreachable) > 0)
+	if err := h.device.Close(keepRoutes); err != nil || keepRoutes {
+		return err
+	}
+	return h.dir.remove(stateFile)
+}
+
+// addEndpoints makes the browsing endpoint and the services, and brings the TUN up with their addresses.
+func (h *host) addEndpoints() error {
+	c := h.config
+	taken, err := h.sys.prefixes(h.device.Name(), h.before.Unreachable)
 	if err != nil {
 		return err
 	}
@@ -208,21 +342,37 @@ func (h *host) openClient(ctx context.Context) (err error) {
 	base := EndpointConfig{Name: "browsing", Secret: secret, Inbound: c.Paths.InboundPaths, InboundHops: c.Paths.InboundHops,
 		Outbound: c.Paths.OutboundPaths, ClientHops: c.Paths.ClientHops, RelayHops: c.Paths.RelayHops, Flags: flags}
 	var want []netip.Prefix
-	add := func(ec EndpointConfig, bits4 int, prefer4, prefer6 netip.Prefix, in netif.Inbound, ports []string) error {
-		var own4, own6 netip.Prefix
-		if flags&netdb.FlagIPv4 != 0 {
-			if own4, err = netif.FreeIPv4(taken, bits4, prefer4); err != nil {
+	add := func(ec EndpointConfig, he *hostEndpoint, bits4 int, own4, own6 netip.Prefix, in netif.Inbound) error {
+		he.Endpoint = &Endpoint{Config: ec}
+		kept := h.kept[he.keepName()]
+		switch {
+		case flags&netdb.FlagIPv4 == 0:
+			own4 = netip.Prefix{}
+		case !own4.IsValid():
+			if own4, err = netif.FreeIPv4(taken, bits4, kept.IPv4); err != nil {
 				return err
 			}
-			taken, want = append(taken, own4), append(want, own4)
 		}
-		if flags&netdb.FlagIPv6 != 0 {
-			if own6, err = netif.FreeIPv6(taken, netif.Bits6, prefer6); err != nil {
+		switch {
+		case flags&netdb.FlagIPv6 == 0:
+			own6 = netip.Prefix{}
+		case !own6.IsValid():
+			if own6, err = netif.FreeIPv6(taken, netif.Bits6, kept.IPv6); err != nil {
 				return err
 			}
-			taken, want = append(taken, own6), append(want, own6)
 		}
-		he := &hostEndpoint{ports: ports}
+		for _, p := range []netip.Prefix{own4, own6} {
+			if p.IsValid() {
+				taken, want = append(taken, p), append(want, p)
+			}
+		}
+		if he.addrs, err = netif.NewMap(he.Address(), own4, own6); err != nil {
+			return err
+		}
+		he.addrs.Restore(kept, time.Now())
+		if he.place, err = h.pump.Add(he.addrs, in, he); err != nil { // the pump does not run yet
+			return err
+		}
 		ec.Deliver = func(from key.Address, b *packet.Buffer) {
 			if !he.pings.take(b) {
 				he.place.Deliver(from, b)
@@ -232,16 +382,11 @@ func (h *host) openClient(ctx context.Context) (err error) {
 		if he.Endpoint, err = h.node.AddEndpoint(ec); err != nil {
 			return err
 		}
-		if he.addrs, err = netif.NewMap(he.Address(), own4, own6); err != nil {
-			return err
-		}
-		if he.place, err = h.pump.Add(he.addrs, in, tunnel{he.Sessions}); err != nil {
-			return err
-		}
 		h.endpoints = append(h.endpoints, he)
 		return nil
 	}
-	if err := add(base, netif.BrowsingBits4, c.TUN.IPv4.Prefix, c.TUN.IPv6.Prefix, netif.Inbound{}, nil); err != nil {
+	browsing := &hostEndpoint{lasting: c.Client.Key != ""}
+	if err := add(base, browsing, netif.BrowsingBits4, c.TUN.IPv4.Prefix, c.TUN.IPv6.Prefix, netif.Inbound{}); err != nil {
 		return err
 	}
 	for _, s := range c.Service {
@@ -250,74 +395,29 @@ func (h *host) openClient(ctx context.Context) (err error) {
 		if ec.Secret, err = loadOrMakeKey(s.Key); err != nil {
 			return err
 		}
-		in, ports := netif.Inbound{Echo: s.Echo}, []string{}
-		for _, p := range s.Ports {
-			one := netif.Ports{First: p.Number, Last: p.Number}
-			if p.Proto == "tcp" {
-				in.TCP = append(in.TCP, one)
-			} else {
-				in.UDP = append(in.UDP, one)
-			}
-			ports = append(ports, fmt.Sprintf("%s/%d", p.Proto, p.Number))
-		}
-		if err := add(ec, netif.ServiceBits4, netip.Prefix{}, netip.Prefix{}, in, ports); err != nil {
+		in, ports := inbound(s)
+		if err := add(ec, &hostEndpoint{lasting: true, ports: ports}, netif.ServiceBits4, netip.Prefix{}, netip.Prefix{}, in); err != nil {
 			return err
 		}
 	}
-	if err := h.device.Apply(want); err != nil {
+	// Before the first address is used, so that a start after a crash knows what this one may give out.
+	if err := h.saveAddresses(time.Now()); err != nil {
 		return err
 	}
-	if !c.DNS.Enabled {
-		return nil
-	}
-	if h.sockets, err = dns.Listen(ctx, c.DNS.Listen...); err != nil {
-		return err
-	}
-	h.dns, err = dns.New(dns.Config{Source: source{h}, Sockets: h.sockets, Upstream: c.DNS.Upstream, Suffix: c.Network.Suffix, Log: h.log.With("mod", "dns")})
-	return err
+	return h.device.Apply(want)
 }
 
-// closeHost undoes what openClient did, as far as it came.
-func (h *host) closeHost() {
-	if h.dns == nil && h.sockets != nil {
-		h.sockets.Close()
-	}
-	if h.device != nil {
-		if err := h.device.Close(false); err != nil {
-			h.log.Warn("the network interface was not removed", "err", err)
+// inbound is what a service lets in, and the text of its ports.
+func inbound(s config.Service) (in netif.Inbound, ports []string) {
+	in.Echo = s.Echo
+	for _, p := range s.Ports {
+		one := netif.Ports{First: p.Number, Last: p.Number}
+		if p.Proto == "tcp" {
+			in.TCP = append(in.TCP, one)
+		} else {
+			in.UDP = append(in.UDP, one)
 		}
+		ports = append(ports, p.String())
 	}
-}
-
-// sessionPoll is how often the address maps learn which sessions live.
-const sessionPoll = 5 * time.Second
-
-// watchSessions tells the address maps which remotes have a session, so that they keep their addresses.
-func (h *host) watchSessions(ctx context.Context) {
-	live := map[*hostEndpoint]map[key.Address]bool{}
-	t := time.NewTicker(sessionPoll)
-	defer t.Stop()
-	for {
-		now := time.Now()
-		for _, e := range h.endpoints {
-			next := map[key.Address]bool{}
-			for _, i := range e.Sessions.List() {
-				next[i.Remote] = true
-				if !live[e][i.Remote] {
-					e.addrs.SetLive(i.Remote, true, now)
-				}
-			}
-			for a := range live[e] {
-				if !next[a] {
-					e.addrs.SetLive(a, false, now)
-				}
-			}
-			live[e] = next
-		}
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			return
-		}
-	}
+	return in, ports
 }

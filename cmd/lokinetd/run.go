@@ -5,7 +5,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"runtime/debug"
+	"sync/atomic"
 
 	"github.com/spf13/cobra"
 
@@ -19,34 +19,49 @@ func (a *app) runCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "run", Short: "Run the daemon, a client or a relay as the configuration says", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := config.Load(a.config)
+			load := func() (*config.Config, error) {
+				c, err := config.Load(a.config)
+				if err != nil {
+					return nil, err
+				}
+				if a.socket != "" {
+					c.Control.Socket = a.socket
+				}
+				if levels != "" {
+					if c.Log.Level, err = config.ParseLevels(c.Log.Level.String() + "," + levels); err != nil {
+						return nil, usagef("--log: %w", err)
+					}
+				}
+				return c, nil
+			}
+			c, err := load()
 			if err != nil {
 				return err
 			}
-			if a.socket != "" {
-				c.Control.Socket = a.socket
-			}
-			if levels != "" {
-				if c.Log.Level, err = config.ParseLevels(c.Log.Level.String() + "," + levels); err != nil {
-					return usagef("--log: %w", err)
-				}
-			}
-			if os.Getenv("GOGC") == "" {
-				debug.SetGCPercent(400) // receiving costs a third less, see docs
-			}
-			log := newLogger(a.err, c.Log)
+			log, setLevels := newLogger(a.err, c.Log)
 			slog.SetDefault(log)
-			return router.Run(cmd.Context(), c, version, log)
+			return router.Run(cmd.Context(), c, version, log, func() (*config.Config, error) {
+				c, err := load()
+				if err == nil {
+					setLevels(c.Log.Level)
+				}
+				return c, err
+			})
 		},
 	}
 	cmd.Flags().StringVar(&levels, "log", "", "log levels in addition to the configured ones, for example '*=info,dns=debug'")
 	return cmd
 }
 
-// newLogger makes the daemon's logger: text or JSON, without time under journald, a level for each module.
-func newLogger(w io.Writer, c config.Log) *slog.Logger {
-	key.RevealInLogs(c.Level.Lowest() <= slog.LevelDebug)
-	o := &slog.HandlerOptions{Level: c.Level.Lowest()}
+// newLogger makes the daemon's logger: text or JSON, without time under journald, a level for each module, which set changes.
+func newLogger(w io.Writer, c config.Log) (log *slog.Logger, set func(config.Levels)) {
+	levels := new(atomic.Pointer[config.Levels])
+	set = func(l config.Levels) {
+		key.RevealInLogs(l.Lowest() <= slog.LevelDebug)
+		levels.Store(&l)
+	}
+	set(c.Level)
+	o := &slog.HandlerOptions{Level: slog.LevelDebug} // moduleHandler decides
 	if os.Getenv("JOURNAL_STREAM") != "" {
 		o.ReplaceAttr = func(groups []string, at slog.Attr) slog.Attr {
 			if len(groups) == 0 && at.Key == slog.TimeKey {
@@ -59,18 +74,18 @@ func newLogger(w io.Writer, c config.Log) *slog.Logger {
 	if c.Format == "json" {
 		h = slog.NewJSONHandler(w, o)
 	}
-	return slog.New(moduleHandler{h, c.Level, ""})
+	return slog.New(moduleHandler{h, levels, ""}), set
 }
 
 // moduleHandler lets through what the level of the logger's module allows; a logger gets its module by With("mod", name).
 type moduleHandler struct {
 	slog.Handler
-	levels config.Levels
+	levels *atomic.Pointer[config.Levels]
 	module string
 }
 
 func (h moduleHandler) Enabled(_ context.Context, l slog.Level) bool {
-	return l >= h.levels.Of(h.module)
+	return l >= h.levels.Load().Of(h.module)
 }
 
 func (h moduleHandler) WithAttrs(attrs []slog.Attr) slog.Handler {

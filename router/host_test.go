@@ -1,0 +1,738 @@
+package router
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+	"golang.org/x/sys/unix"
+
+	"lokinetd/config"
+	"lokinetd/netif"
+	"lokinetd/router/control"
+	"lokinetd/router/key"
+	"lokinetd/router/netdb"
+)
+
+// bench is a machine for the daemon: a TUN in memory, a service manager that writes down what it is told, a data directory that outlives the daemon.
+type bench struct {
+	t        *testing.T
+	operator *key.Secret
+	file     *netdb.NetworkFile
+	config   *config.Config
+	sys      *system
+	broken   string // which call fails
+	left     netif.Changes
+
+	mu     sync.Mutex
+	events []string
+	cond   *sync.Cond
+}
+
+func newBench(t *testing.T) *bench {
+	t.Helper()
+	before := runtime.NumGoroutine()
+	t.Cleanup(func() { // nothing may be left running
+		for end := time.Now().Add(5 * time.Second); runtime.NumGoroutine() > before; time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(end) {
+				buf := make([]byte, 1<<20)
+				t.Errorf("%d goroutines before, %d after:\n%s", before, runtime.NumGoroutine(), buf[:runtime.Stack(buf, true)])
+				return
+			}
+		}
+	})
+	b := &bench{t: t, operator: key.Generate()}
+	b.cond = sync.NewCond(&b.mu)
+	dir := t.TempDir()
+	b.file = &netdb.NetworkFile{Name: "bench", Network: 77, Serial: 5, Private: true}
+	for i := range 4 { // nobody is there
+		sec := key.Generate()
+		b.file.Relays = append(b.file.Relays, sec.Public())
+		b.file.Contacts = append(b.file.Contacts, SignContact(sec, netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 9, byte(i), 1}), 9), b.file.Network, time.Now()))
+	}
+	c := config.Default()
+	c.DataDir = filepath.Join(dir, "data")
+	c.Network.File, c.Network.Operator = filepath.Join(dir, "bench.network"), b.operator.Public()
+	c.DNS.Listen = []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:0")}
+	c.Control.Socket, c.Control.Group = filepath.Join(dir, "sock"), ""
+	c.Client.Key = filepath.Join(dir, "client.key")
+	b.config = c
+	b.publish(5)
+	b.sys = &system{
+		openDevice: b.openDevice,
+		prefixes: func(string, []netip.Prefix) ([]netip.Prefix, error) {
+			return []netip.Prefix{netip.MustParsePrefix("172.16.0.0/16")}, b.fails("prefixes")
+		},
+		notify: func(s string) { b.event(strings.SplitN(s, "\nMONO", 2)[0]) },
+		keep:   func(string, *os.File) error { return nil },
+		reload: make(chan os.Signal, 1),
+	}
+	return b
+}
+
+// publish writes the network file with a serial.
+func (b *bench) publish(serial uint64) {
+	b.t.Helper()
+	b.file.Serial = serial
+	raw, err := b.file.Sign(b.operator)
+	if err == nil {
+		err = os.WriteFile(b.config.Network.File, raw, 0o600)
+	}
+	if err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+func (b *bench) fails(call string) error {
+	if b.broken == call {
+		return errors.New(call + " is broken")
+	}
+	return nil
+}
+
+func (b *bench) event(e string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.events = append(b.events, e)
+	b.cond.Broadcast()
+}
+
+// since takes the events so far.
+func (b *bench) since() []string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	e := b.events
+	b.events = nil
+	return e
+}
+
+// Handle makes a log handler of the bench: parts and errors are events.
+func (b *bench) Handle(_ context.Context, r slog.Record) error {
+	text := r.Message
+	r.Attrs(func(a slog.Attr) bool {
+		if a.Key == "part" || r.Level >= slog.LevelError && a.Key == "err" {
+			text += ": " + a.Value.String()
+		}
+		return true
+	})
+	if r.Level >= slog.LevelError || strings.HasPrefix(text, "part ") {
+		b.event(text)
+	}
+	return nil
+}
+func (b *bench) Enabled(context.Context, slog.Level) bool { return true }
+func (b *bench) WithAttrs([]slog.Attr) slog.Handler       { return discardBut{b} }
+func (b *bench) WithGroup(string) slog.Handler            { return b }
+
+// discardBut is the handler of the modules: only errors of the daemon itself are of interest.
+type discardBut struct{ *bench }
+
+func (discardBut) Handle(context.Context, slog.Record) error { return nil }
+
+// benchDevice is a device without a kernel that keeps the record as netif.Device does.
+type benchDevice struct {
+	*netif.MemTUN
+	b      *bench
+	record func(netif.Changes) error
+}
+
+func (b *bench) openDevice(c netif.DeviceConfig) (device, error) {
+	if err := b.fails("open device"); err != nil {
+		return nil, err
+	}
+	b.left = c.Before
+	return &benchDevice{netif.NewMemTUN(16), b, c.Record}, nil
+}
+
+func (d *benchDevice) Name() string   { return "lokinet0" }
+func (d *benchDevice) NoIPv6() string { return "" }
+func (d *benchDevice) Apply(want []netip.Prefix) error {
+	next := netif.Changes{Interface: "lokinet0", Index: 7}
+	for _, p := range want {
+		next.Unreachable = append(next.Unreachable, p.Masked())
+	}
+	if err := d.record(next); err != nil {
+		return err
+	}
+	d.b.left = next
+	if err := d.b.fails("apply"); err != nil {
+		return err
+	}
+	d.b.event(fmt.Sprintf("apply %v", want))
+	return nil
+}
+func (d *benchDevice) Close(keepRoutes bool) error {
+	d.MemTUN.Close()
+	d.b.event(fmt.Sprintf("close device, keep routes %v", keepRoutes))
+	if keepRoutes {
+		return nil
+	}
+	d.b.left = netif.Changes{}
+	return d.record(netif.Changes{Interface: "lokinet0", Index: 7})
+}
+
+// started is a daemon that runs.
+type started struct {
+	b      *bench
+	cancel context.CancelFunc
+	done   chan error
+}
+
+// start runs the daemon until it says READY=1, or ends.
+func (b *bench) start() (*started, error) {
+	b.since()
+	ctx, cancel := context.WithCancel(context.Background())
+	s := &started{b, cancel, make(chan error, 1)}
+	go func() {
+		err := run(ctx, b.config, "test", slog.New(b), nil, b.sys)
+		b.event("ended")
+		s.done <- err
+	}()
+	b.mu.Lock()
+	for !slices.Contains(b.events, "READY=1") && !slices.Contains(b.events, "ended") {
+		b.cond.Wait()
+	}
+	ended := slices.Contains(b.events, "ended")
+	b.mu.Unlock()
+	if ended {
+		cancel()
+		return nil, <-s.done
+	}
+	b.t.Cleanup(func() { cancel() })
+	return s, nil
+}
+
+func (b *bench) mustStart() *started {
+	b.t.Helper()
+	s, err := b.start()
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return s
+}
+
+func (s *started) stop() {
+	s.b.t.Helper()
+	s.cancel()
+	if err := <-s.done; err != nil {
+		s.b.t.Errorf("stop: %v", err)
+	}
+}
+
+// sighup reloads and gives the events of it.
+func (s *started) sighup() []string {
+	b := s.b
+	b.since()
+	b.sys.reload <- unix.SIGHUP
+	b.mu.Lock()
+	for !slices.Contains(b.events, "READY=1") {
+		b.cond.Wait()
+	}
+	b.mu.Unlock()
+	return b.since()
+}
+
+func (s *started) status() control.Status {
+	s.b.t.Helper()
+	st, err := control.NewClient(s.b.config.Control.Socket).Status(s.b.t.Context())
+	if err != nil {
+		s.b.t.Fatal(err)
+	}
+	return st
+}
+
+// TestHostOrder: parts stop in the reverse order of their start, and the host is as before.
+func TestHostOrder(t *testing.T) {
+	b := newBench(t)
+	s := b.mustStart()
+	up := b.since()
+	if st := s.status(); st.Tun == nil || st.Tun.Name != "lokinet0" || st.DNS == nil || len(st.DNS.Listen) != 1 {
+		t.Errorf("status: %+v", st)
+	}
+	if c, err := folder(b.config.DataDir).changes(); err != nil || !reflect.DeepEqual(c, b.left) || len(c.Unreachable) != 2 {
+		t.Errorf("state file: %+v, %v; on the host: %+v", c, err, b.left)
+	}
+	s.stop()
+	down := b.since()
+
+	parts := []string{"collector", "data directory", "node", "network interface", "packet pump", "addresses", "name server", "control socket"}
+	var wantUp, wantDown []string
+	for _, p := range parts {
+		wantUp = append(wantUp, "part started: "+p)
+		wantDown = slices.Insert(wantDown, 0, "part stopped: "+p)
+		switch p {
+		case "network interface":
+			wantUp = append(wantUp, "apply [172.17.0.1/16 fd2e:7365:7368::1/64]")
+			wantDown = slices.Insert(wantDown, 0, "close device, keep routes false")
+		}
+	}
+	if wantUp = append(wantUp, "READY=1"); !slices.Equal(up, wantUp) {
+		t.Errorf("start: %q\nwant:  %q", up, wantUp)
+	}
+	if wantDown = append(append([]string{"STOPPING=1"}, wantDown...), "ended"); !slices.Equal(down, wantDown) {
+		t.Errorf("stop: %q\nwant: %q", down, wantDown)
+	}
+	b.clean()
+}
+
+// clean checks that nothing of the daemon is left.
+func (b *bench) clean() {
+	b.t.Helper()
+	if b.left.Interface != "" || len(b.left.Unreachable) > 0 {
+		b.t.Errorf("left on the host: %+v", b.left)
+	}
+	for _, name := range []string{filepath.Join(b.config.DataDir, stateFile), b.config.Control.Socket} {
+		if _, err := os.Lstat(name); err == nil {
+			b.t.Errorf("%s is left", name)
+		}
+	}
+}
+
+// TestHostFailingStart: whichever step fails, the error says so, nothing is left behind, and the next start is as if nothing had been.
+func TestHostFailingStart(t *testing.T) {
+	taken, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	for _, c := range []struct {
+		step string
+		ruin func(b *bench) (mend func())
+		want string
+	}{
+		{"data directory", func(b *bench) func() {
+			os.WriteFile(b.config.DataDir, nil, 0o600)
+			return func() { os.Remove(b.config.DataDir) }
+		}, "data directory"},
+		{"network file missing", func(b *bench) func() {
+			os.Remove(b.config.Network.File)
+			return func() { b.publish(5) }
+		}, "network.file: "},
+		{"network file of another operator", func(b *bench) func() {
+			old := b.config.Network.Operator
+			b.config.Network.Operator = key.Generate().Public()
+			return func() { b.config.Network.Operator = old }
+		}, "signed by another operator"},
+		{"state file", func(b *bench) func() {
+			os.MkdirAll(b.config.DataDir, 0o700)
+			name := filepath.Join(b.config.DataDir, stateFile)
+			os.WriteFile(name, []byte("{"), 0o600)
+			return func() { os.Remove(name) }
+		}, stateFile},
+		{"key", func(b *bench) func() {
+			os.WriteFile(b.config.Client.Key, []byte("nonsense"), 0o600)
+			return func() { os.Remove(b.config.Client.Key) }
+		}, "key"},
+		{"device", breaks("open device"), "open device is broken"},
+		{"prefixes", breaks("prefixes"), "prefixes is broken"},
+		{"apply", breaks("apply"), "apply is broken"},
+		{"name server's socket", func(b *bench) func() {
+			old := b.config.DNS.Listen
+			b.config.DNS.Listen = []netip.AddrPort{taken.LocalAddr().(*net.UDPAddr).AddrPort()}
+			return func() { b.config.DNS.Listen = old }
+		}, "address already in use"},
+		{"name server", func(b *bench) func() {
+			b.config.Network.Suffix = "onion"
+			return func() { b.config.Network.Suffix = "loki" }
+		}, "suffix"},
+		{"control socket", func(b *bench) func() {
+			l, err := net.Listen("unix", b.config.Control.Socket)
+			if err != nil {
+				b.t.Fatal(err)
+			}
+			return func() { l.Close() }
+		}, "another daemon answers there"},
+	} {
+		t.Run(c.step, func(t *testing.T) {
+			b := newBench(t)
+			mend := c.ruin(b)
+			s, err := b.start()
+			if err == nil {
+				s.stop()
+				t.Fatal("it runs")
+			}
+			if !strings.Contains(err.Error(), c.want) {
+				t.Errorf("error: %v; want %q in it", err, c.want)
+			}
+			mend()
+			b.clean()
+			b.mustStart().stop()
+			b.clean()
+		})
+	}
+}
+
+func breaks(call string) func(b *bench) func() {
+	return func(b *bench) func() {
+		b.broken = call
+		return func() { b.broken = "" }
+	}
+}
+
+// TestHostPartFails: a part that breaks ends the daemon with its error, in good order.
+func TestHostPartFails(t *testing.T) {
+	b := newBench(t)
+	var d *benchDevice
+	b.sys.openDevice = func(c netif.DeviceConfig) (device, error) {
+		x, err := b.openDevice(c)
+		d, _ = x.(*benchDevice)
+		return x, err
+	}
+	s := b.mustStart()
+	d.MemTUN.Close() // somebody has removed the interface
+	if err := <-s.done; err == nil || !strings.Contains(err.Error(), "the tun was closed") {
+		t.Errorf("error: %v", err)
+	}
+	b.clean()
+}
+
+// TestHostManaged: under a service manager the unreachable routes outlive the daemon, also a start that fails, and the next one takes them over.
+func TestHostManaged(t *testing.T) {
+	b := newBench(t)
+	b.sys.managed, b.sys.watchdog = true, 60*time.Millisecond
+	s := b.mustStart()
+	b.mu.Lock()
+	for !slices.Contains(b.events, "WATCHDOG=1") {
+		b.cond.Wait()
+	}
+	b.mu.Unlock()
+	s.stop()
+	routes := b.left
+	if len(routes.Unreachable) != 2 {
+		t.Fatalf("routes after the stop: %+v", routes)
+	}
+	b.broken = "prefixes"
+	if _, err := b.start(); err == nil || !reflect.DeepEqual(b.left, routes) {
+		t.Errorf("routes after a start that failed (%v): %+v", err, b.left)
+	}
+	b.broken = ""
+	b.mustStart().stop()
+	if !reflect.DeepEqual(b.left, routes) {
+		t.Errorf("routes after the next stop: %+v", b.left)
+	}
+	// By hand again: it undoes them.
+	b.sys.managed = false
+	b.mustStart().stop()
+	b.clean()
+}
+
+// TestHostReload: a newer network file is taken; a bad or older one is refused, also by the next start.
+func TestHostReload(t *testing.T) {
+	b := newBench(t)
+	s := b.mustStart()
+	refused := func(why string, events []string) {
+		t.Helper()
+		if len(events) != 3 || events[0] != "RELOADING=1" || events[2] != "READY=1" || !strings.HasPrefix(events[1], "network file refused") || !strings.Contains(events[1], why) {
+			t.Errorf("events: %q; want %q", events, why)
+		}
+	}
+	serial := func(want uint64) {
+		t.Helper()
+		if got := s.status().Network.Serial; got != want {
+			t.Errorf("serial %d, want %d", got, want)
+		}
+	}
+	serial(5)
+	b.publish(8)
+	if e := s.sighup(); !slices.Equal(e, []string{"RELOADING=1", "READY=1"}) {
+		t.Errorf("%q", e)
+	}
+	serial(8)
+	if err := os.WriteFile(b.config.Network.File, []byte("nonsense"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	refused("netdb: network file", s.sighup())
+	b.publish(7)
+	refused("serial 7 is lower than 8", s.sighup())
+	old := b.file.Network
+	b.file.Network, b.file.Contacts = 78, nil
+	b.publish(9)
+	refused("must be restarted", s.sighup())
+	b.file.Network = old
+	serial(8)
+	s.stop()
+
+	b.publish(7)
+	if _, err := b.start(); err == nil || !strings.Contains(err.Error(), "serial 7 is lower than 8") {
+		t.Errorf("start with an older file: %v", err)
+	}
+	b.publish(8)
+	s = b.mustStart()
+	serial(8)
+	s.stop()
+}
+
+// TestNetworkChanged: the daemon sees by itself that the file is another one.
+func TestNetworkChanged(t *testing.T) {
+	b := newBench(t)
+	h := &host{config: b.config}
+	for i, change := range []func(){
+		nil,
+		func() { b.publish(6) },
+		nil,
+		func() { // replaced by one of the same size and time
+			fi, _ := os.Stat(b.config.Network.File)
+			raw, _ := os.ReadFile(b.config.Network.File)
+			os.WriteFile(b.config.Network.File+".new", raw, 0o600)
+			os.Chtimes(b.config.Network.File+".new", fi.ModTime(), fi.ModTime())
+			os.Rename(b.config.Network.File+".new", b.config.Network.File)
+		},
+		nil,
+	} {
+		if change != nil {
+			change()
+		}
+		if got, want := h.networkChanged(), i == 0 || change != nil; got != want {
+			t.Errorf("step %d: changed %v, want %v", i, got, want)
+		}
+	}
+	os.Remove(b.config.Network.File)
+	if h.networkChanged() {
+		t.Error("a file that is gone is a change")
+	}
+}
+
+// TestCleanup: what a killed daemon has left is undone once; a running one is left alone; what a reboot has undone is forgotten.
+func TestCleanup(t *testing.T) {
+	b := newBench(t)
+	dir := folder(b.config.DataDir)
+	var undone []netif.Changes
+	undo := func(c netif.Changes) error {
+		undone = append(undone, c)
+		return b.fails("undo")
+	}
+	clean := func(wantErr error, want ...netif.Changes) {
+		t.Helper()
+		undone = nil
+		if _, err := cleanup(dir, undo); !errors.Is(err, wantErr) && (err == nil) != (wantErr == nil) {
+			t.Errorf("error: %v, want %v", err, wantErr)
+		}
+		if len(undone) != len(want) || len(want) > 0 && !reflect.DeepEqual(undone, want) {
+			t.Errorf("undone: %+v, want %+v", undone, want)
+		}
+	}
+	clean(nil) // no daemon has ever been here
+	if _, err := os.Stat(b.config.DataDir); err == nil {
+		t.Error("cleanup has made the data directory")
+	}
+	s := b.mustStart()
+	crashed := b.left
+	state, err := os.ReadFile(filepath.Join(b.config.DataDir, stateFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	clean(ErrRunning)
+	s.stop()
+
+	os.WriteFile(filepath.Join(b.config.DataDir, stateFile), state, 0o600) // as if it had been killed
+	b.broken = "undo"
+	clean(errors.New("any"), crashed)
+	b.broken = ""
+	clean(nil, crashed) // the state was kept
+	clean(nil, netif.Changes{})
+
+	if err := dir.save(stateFile, hostState{"another boot", "lokinet0", 7, crashed.Unreachable}); err != nil {
+		t.Fatal(err)
+	}
+	clean(nil, netif.Changes{})
+	if _, err := os.Stat(filepath.Join(b.config.DataDir, stateFile)); err == nil {
+		t.Error("the state file is left")
+	}
+}
+
+// TestHostLock: one daemon in a data directory.
+func TestHostLock(t *testing.T) {
+	b := newBench(t)
+	s := b.mustStart()
+	if _, err := b.start(); !errors.Is(err, ErrRunning) {
+		t.Errorf("a second daemon: %v", err)
+	}
+	s.stop()
+}
+
+// TestHostAddresses: after a restart a remote has its IPv4 address, and no other remote has it; a passing identity leaves no names on disk.
+func TestHostAddresses(t *testing.T) {
+	for _, lasting := range []bool{true, false} {
+		b := newBench(t)
+		if !lasting {
+			b.config.Client.Key = ""
+		}
+		remote := func() string { return key.Address{Key: key.Generate().Public()}.String() }
+		ip := func(name string) string {
+			t.Helper()
+			r, err := control.NewClient(b.config.Control.Socket).Resolve(t.Context(), name)
+			if err != nil || r.IPv4 == "" {
+				t.Fatalf("%+v, %v", r, err)
+			}
+			return r.IPv4
+		}
+		s := b.mustStart()
+		friend := remote()
+		was := ip(friend)
+		s.stop()
+		raw, err := os.ReadFile(filepath.Join(b.config.DataDir, addressesFile))
+		if err != nil || strings.Contains(string(raw), strings.TrimSuffix(friend, ".loki")) != lasting {
+			t.Errorf("lasting %v: %s, %v", lasting, raw, err)
+		}
+		s = b.mustStart()
+		if other := ip(remote()); other == was {
+			t.Errorf("lasting %v: %s means another remote after the restart", lasting, was)
+		}
+		if now := ip(friend); (now == was) != lasting {
+			t.Errorf("lasting %v: %s before, %s now", lasting, was, now)
+		}
+		s.stop()
+	}
+}
+
+// TestHostActivation: a query that was sent before the daemon ran is answered on the socket that was passed to it.
+func TestHostActivation(t *testing.T) {
+	b := newBench(t)
+	udp, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tcp, err := net.Listen("tcp", udp.LocalAddr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, f := range []interface{ File() (*os.File, error) }{udp, tcp.(*net.TCPListener)} {
+		x, err := f.File()
+		if err != nil {
+			t.Fatal(err)
+		}
+		fd, err := unix.Dup(int(x.Fd()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		x.Close()
+		b.sys.files = append(b.sys.files, os.NewFile(uintptr(fd), []string{"dns", "dns"}[i]))
+	}
+	addr := udp.LocalAddr().String()
+	udp.Close()
+	tcp.Close()
+
+	q := new(dns.Msg)
+	q.SetQuestion("localhost.loki.", dns.TypeAAAA)
+	answers := make(chan error, 2)
+	for _, network := range []string{"udp", "tcp"} {
+		c := dns.Client{Net: network, Timeout: 10 * time.Second}
+		go func() {
+			a, _, err := c.Exchange(q, addr)
+			if err == nil && len(a.Answer) == 0 {
+				err = fmt.Errorf("%s: %v", network, a)
+			}
+			answers <- err
+		}()
+	}
+	time.Sleep(50 * time.Millisecond)
+	s := b.mustStart()
+	for range 2 {
+		if err := <-answers; err != nil {
+			t.Error(err)
+		}
+	}
+	if l := s.status().DNS.Listen; len(l) != 1 || l[0] != addr {
+		t.Errorf("listens on %v, want %v", l, addr)
+	}
+	s.stop()
+}
+
+// TestKeepFile: the service manager gets the descriptor with its name.
+func TestKeepFile(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "notify")
+	l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: name, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	t.Setenv("NOTIFY_SOCKET", name)
+	f, err := os.CreateTemp(t.TempDir(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := keepFile("tun", f); err != nil {
+		t.Fatal(err)
+	}
+	buf, oob := make([]byte, 200), make([]byte, 200)
+	for i, want := range []string{"FDSTOREREMOVE=1\nFDNAME=tun", "FDSTORE=1\nFDNAME=tun"} {
+		n, oobn, _, _, err := l.ReadMsgUnix(buf, oob)
+		if err != nil || string(buf[:n]) != want || (oobn > 0) != (i == 1) {
+			t.Errorf("%q with %d bytes of descriptors, %v; want %q", buf[:n], oobn, err, want)
+		}
+		if oobn > 0 {
+			m, _ := unix.ParseSocketControlMessage(oob[:oobn])
+			fds, _ := unix.ParseUnixRights(&m[0])
+			for _, fd := range fds {
+				unix.Close(fd)
+			}
+		}
+	}
+}
+
+// TestStack: a part that does not end is left behind, and those below it are ended all the same.
+func TestStack(t *testing.T) {
+	s := newStack(slog.New(slog.DiscardHandler))
+	var ended []string
+	hang := make(chan struct{})
+	defer close(hang)
+	s.run("below", time.Minute, func(ctx context.Context) error {
+		<-ctx.Done()
+		ended = append(ended, "below")
+		return nil
+	})
+	s.run("hanging", time.Millisecond, func(context.Context) error {
+		<-hang
+		return nil
+	})
+	s.run("above", time.Minute, func(ctx context.Context) error {
+		<-ctx.Done()
+		ended = append(ended, "above")
+		return errors.New("above has lost something")
+	})
+	err := s.stop()
+	if err == nil || !strings.Contains(err.Error(), "hanging has not ended within 1ms") || !strings.Contains(err.Error(), "above has lost something") {
+		t.Errorf("error: %v", err)
+	}
+	if !slices.Equal(ended, []string{"above", "below"}) {
+		t.Errorf("ended: %q", ended)
+	}
+}
+
+// TestCollectorPercent: a small heap of a busy daemon gets much room, a quiet one little, and neither exceeds its bounds.
+func TestCollectorPercent(t *testing.T) {
+	const mib = 1 << 20
+	for _, c := range []struct {
+		live, rate uint64
+		want       int
+	}{
+		{2 * mib, 0, 151},           // the runtime's least heap of 4 MiB bounds it: 6 MiB
+		{4 * mib, 0, 100},           // 4 MiB of room
+		{4 * mib, 32 * mib, 200},    // 8
+		{4 * mib, 1000 * mib, 400},  // 16, not more
+		{2 * mib, 1000 * mib, 451},  // 18 MiB in all
+		{10 * mib, 1000 * mib, 160}, //
+		{16 * mib, 0, 50},           // half of itself
+		{100 * mib, 1000 * mib, 50}, //
+		{0, 0, 101},                 // 4 MiB in all
+		{0, 1 << 62, 401},           // 16
+	} {
+		if got := collectorPercent(c.live, c.rate); got != c.want {
+			t.Errorf("live %d MiB, %d MiB/s: %d %%, want %d", c.live/mib, c.rate/mib, got, c.want)
+		}
+	}
+}
