@@ -23,6 +23,9 @@ var ProtocolVersion = [3]uint8{1, 0, 2}
 // tick is how often a node looks after its state (protocol 3 section 1.1).
 const tick = 250 * time.Millisecond
 
+// farewell is how long the links outlive the role, so that what it said last (session_close) leaves: a link that is closed drops what has not.
+const farewell = 50 * time.Millisecond
+
 // NodeConfig describes a node. Wire and Store are the node's from NewNode on: its Run runs them.
 type NodeConfig struct {
 	Secret  *key.Secret    // the identity of a relay; nil makes a client
@@ -125,6 +128,7 @@ func (n *Node) Run(ctx context.Context) error {
 	n.ended = true
 	n.mu.Unlock()
 	n.work.Wait()
+	time.Sleep(farewell)
 	linksDone()
 	storeDone()
 	if err := context.Cause(ctx); err != nil && !errors.Is(err, context.Canceled) {
