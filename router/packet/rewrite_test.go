@@ -3,8 +3,8 @@ package packet
 import (
 	"bytes"
 	"encoding/binary"
-	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"lokinetd/router/testkit"
@@ -197,19 +197,22 @@ func TestRewriteVector(t *testing.T) {
 	}
 }
 
-func TestParseIP(t *testing.T) {
+type parseTest struct {
+	name string
+	b    []byte
+	err  error
+	ok   func(ip IP) bool
+}
+
+// parseTests is a table of what the parser accepts and refuses.
+func parseTests() []parseTest {
 	a4, b4 := netip.MustParseAddr("172.16.0.1"), netip.MustParseAddr("172.16.0.2")
 	a6, b6 := netip.MustParseAddr("fd2e:7365:7368::1"), netip.MustParseAddr("fd2e:7365:7368::2")
 	udp := []byte{0x12, 0x34, 0, 53, 0, 8, 0, 0}
 	tcp := append([]byte{0x12, 0x34, 0, 80, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, 0x02}, make([]byte, 6)...)
 	zeroSum := func(b []byte, at int) []byte { b[at], b[at+1] = 0, 0; return b }
 	frag := func(b []byte, f uint16) []byte { binary.BigEndian.PutUint16(b[6:], f); return b }
-	tests := []struct {
-		name string
-		b    []byte
-		err  error
-		ok   func(ip IP) bool
-	}{
+	return []parseTest{
 		{"empty", nil, ErrTruncated, nil},
 		{"version 5", []byte{0x50}, ErrVersion, nil},
 		{"ipv4 header cut", testkit.IP4(a4, b4, 17, nil, udp)[:19], ErrTruncated, nil},
@@ -245,7 +248,11 @@ func TestParseIP(t *testing.T) {
 		{"ah", testkit.IP6(a6, b6, 51, 51, nil, udp), nil, func(ip IP) bool { return ip.Proto == 51 && ip.sum == 0 }},
 		{"icmpv6 over ipv4 is not icmp", testkit.IP4(a4, b4, 59, nil, udp), nil, func(ip IP) bool { return !ip.ICMP() && ip.sum == 0 }},
 	}
-	for _, tt := range tests {
+}
+
+func TestParseIP(t *testing.T) {
+	a4, b6 := netip.MustParseAddr("172.16.0.1"), netip.MustParseAddr("fd2e:7365:7368::2")
+	for _, tt := range parseTests() {
 		switch tt.name {
 		case "udp cut":
 			tt.b[9] = 17
@@ -396,134 +403,159 @@ func TestOriginalRefused(t *testing.T) {
 	}
 }
 
-// FuzzRewrite. Threat: a remote sends any bytes as an IP packet and hopes for a panic, for a read or write outside the packet, or for a
-// change elsewhere than in addresses and checksums. For whatever is accepted: only these bytes change; sums that were right stay right and
-// wrong ones wrong by the same amount; writing the old addresses back gives the old packet, but for the two forms of zero.
-func FuzzRewrite(f *testing.F) {
+// samples gives packets of each kind that the parser tells apart, good and bad, and ICMP errors about them.
+func samples() (ps [][]byte) {
+	for _, tt := range parseTests() {
+		ps = append(ps, tt.b)
+	}
 	r := testkit.Seeded(1)
+	udp := append([]byte{1, 2, 3, 4, 0, 8}, 5, 6)
+	ps = append(ps,
+		testkit.IP4(randAddr(r, 4), randAddr(r, 4), 17, []byte{1, 1, 148, 4, 0, 0, 0, 9}, udp),                                                // no operation, router alert, end
+		testkit.IP6(randAddr(r, 6), randAddr(r, 6), 60, 17, []byte{17, 1, 0, 0, 1, 2, 0, 0, 5, 2, 0, 0, 0, 0, 0, 0}, udp),                     // destination options with padding
+		testkit.IP6(randAddr(r, 6), randAddr(r, 6), 44, 17, []byte{17, 0, 0, 9, 0, 0, 0, 1}, udp),                                             // a later fragment
+		testkit.IP6(randAddr(r, 6), randAddr(r, 6), 44, 17, []byte{17, 0, 0, 1, 0, 0, 0, 1}, udp),                                             // a first one
+		testkit.IP4(randAddr(r, 4), randAddr(r, 4), 1, nil, append([]byte{11, 0, 0, 0, 0, 9, 0, 0}, ps[5]...)),                                // with extensions
+		testkit.IP6(randAddr(r, 6), randAddr(r, 6), 58, 58, nil, append([]byte{3, 0, 0, 0, 9, 0, 0, 0}, ps[9]...)),                            // the same
+		testkit.IP6(randAddr(r, 6), randAddr(r, 6), 44, 58, []byte{58, 0, 0, 1, 0, 0, 0, 1}, append([]byte{3, 0, 0, 0}, make([]byte, 60)...)), // an error's first fragment
+	)
+	ones := netip.AddrFrom4([4]byte{255, 255, 255, 255})
+	wrong := testkit.IP4(ones, ones, 6, nil, append(make([]byte, 12), 0x50, 2, 0, 0, 0, 0, 0, 0))
+	wrong[36], wrong[37] = 0xff, 0xff // a sum that TCP never writes, and addresses whose difference to zeros is none
+	ps = append(ps, wrong, ps[len(ps)-1][:41])
+	for _, proto := range []int{6, 17} { // whose checksum becomes 0 with zero addresses
+		seg := make([]byte, 20)
+		seg[12] = 0x50
+		binary.BigEndian.PutUint16(seg, uint16(65535-testkit.Residue(testkit.Pseudo(unspecified(4), unspecified(4), proto, 20), seg)))
+		ps = append(ps, testkit.IP4(randAddr(r, 4), randAddr(r, 4), proto, nil, seg))
+	}
 	for _, proto := range protos {
 		seg := segment(r, proto, 40)
-		f.Add(testkit.IP4(randAddr(r, 4), randAddr(r, 4), proto, nil, seg), []byte("0123456789abcdefghijklmnopqrstuv"))
-		p := testkit.IP6(randAddr(r, 6), randAddr(r, 6), proto, proto, nil, seg)
-		f.Add(p, make([]byte, 32))
-		f.Add(testkit.IP6(randAddr(r, 6), randAddr(r, 6), 58, 58, nil, append([]byte{1, 0, 0, 0, 0, 0, 0, 0}, p...)), make([]byte, 32))
-		f.Add(testkit.IP4(randAddr(r, 4), randAddr(r, 4), 1, nil, append([]byte{3, 0, 0, 0, 0, 0, 0, 0}, testkit.IP4(randAddr(r, 4), randAddr(r, 4), proto, nil, seg)...)), make([]byte, 32))
+		ps = append(ps, testkit.IP4(randAddr(r, 4), randAddr(r, 4), proto, nil, seg), testkit.IP6(randAddr(r, 6), randAddr(r, 6), proto, proto, nil, seg))
 	}
-	f.Fuzz(func(t *testing.T, p, addrs []byte) {
+	for _, p := range slices.Clone(ps) {
+		for _, n := range []int{len(p), len(p) - 1, 47, 41, 27} { // cuts behind the ports, in the middle of a checksum, before it
+			inner := p[:max(0, min(n, len(p)))]
+			ps = append(ps, testkit.IP4(randAddr(r, 4), randAddr(r, 4), 1, nil, append([]byte{3, 0, 0, 0, 0, 0, 0, 0}, inner...)))
+			ps = append(ps, testkit.IP6(randAddr(r, 6), randAddr(r, 6), 58, 58, nil, append([]byte{1, 0, 0, 0, 0, 0, 0, 0}, inner...)))
+		}
+	}
+	return ps
+}
+
+// FuzzRewrite. Threat: a remote sends any bytes as an IP packet and hopes for a panic, for a read or write outside the packet, or for a
+// change elsewhere than in addresses and checksums. The slow reference says what is accepted and what becomes of it, to the byte: sums that were right stay right and
+// wrong ones wrong by the same amount.
+func FuzzRewrite(f *testing.F) {
+	for _, p := range samples() {
+		f.Add(p, []byte("0123456789abcdefghijklmnopqrstuv"))
+		f.Add(p, append(make([]byte, 31), 7))
+		f.Add(p, make([]byte, 32))
+	}
+	f.Fuzz(func(t *testing.T, in, addrs []byte) {
+		p := bytes.Clone(in) // seeds share theirs
+		s, sok := slowParse(p, false)
 		ip, err := ParseIP(p)
+		if (err == nil) != sok {
+			t.Fatalf("%v, reference %v: %x", err, sok, p)
+		}
 		if err != nil {
-			if _, ok := err.(Reason); !ok || err.(Reason) == 0 || err.(Reason) >= Reasons || err.Error() == "" {
+			if r, ok := err.(Reason); !ok || r == 0 || r >= Reasons || err.Error() == "" || Rewrite(p, netip.Addr{}, netip.Addr{}) != err {
 				t.Fatalf("error %#v", err)
 			}
 			return
+		}
+		typ := -1
+		if ip.ICMP() && ip.Transport {
+			typ = int(ip.Type)
+		}
+		if got := (slowIP{int(ip.Version), int(ip.Proto), ip.Header, ip.Len, s.end, ip.Fragment, ip.Offset, s.sum}); got != s || max(ip.sum, 0) != max(s.sum, 0) || typ != s.icmp(p) {
+			t.Fatalf("%+v, reference %+v", ip, s)
+		}
+		if ip.FirstPart() != (s.offset == 0) || ip.ICMPError() != s.isError(p) || ip.Echo() != (typ == map[int]int{4: 8, 6: 128}[s.version]) || ip.EchoReply() != (typ == map[int]int{4: 0, 6: 129}[s.version]) {
+			t.Fatalf("%+v", ip)
+		}
+		sums := [2]int{int(Sum(p, 0)) % 65535, int(PseudoSum(ip.Src, ip.Dst, ip.Proto, len(p))) % 65535}
+		if want := [2]int{testkit.Residue(p), testkit.Residue(testkit.Pseudo(ip.Src, ip.Dst, s.proto, len(p)))}; sums != want {
+			t.Fatalf("sums %v, want %v", sums, want)
 		}
 		if len(addrs) < 32 {
 			return
 		}
 		src, dst := netip.AddrFrom16([16]byte(addrs)), netip.AddrFrom16([16]byte(addrs[16:]))
-		if ip.Version == 4 {
+		if ip.Version == 4 && addrs[31]&7 != 7 { // the other family now and then
 			src, dst = netip.AddrFrom4([4]byte(addrs)), netip.AddrFrom4([4]byte(addrs[4:]))
-		} else if !src.Is6() || !dst.Is6() {
-			return
 		}
-		if ip.Len > len(p) || ip.Header > ip.Len || ip.Transport && !ip.FirstPart() {
-			t.Fatalf("%+v of %d bytes", ip, len(p))
-		}
-		old := bytes.Clone(p)
+		old, want := bytes.Clone(p), bytes.Clone(p)
+		accept := slowRewrite(want, src, dst, false)
 		view := ip
-		rewrite := view.Rewrite
-		if ip.ICMPError() {
-			rewrite = view.RewriteError
-		}
-		o, inErr := ip.Original(p)
-		if err := rewrite(p, src, dst); err != nil {
-			if !bytes.Equal(p, old) || !ip.ICMPError() || inErr == nil {
-				t.Fatalf("%v; changed %v", err, !bytes.Equal(p, old))
+		if view.ICMPError() {
+			if view.Rewrite(p, src, dst) != ErrOriginal {
+				t.Fatal("Rewrite of an ICMP error")
 			}
+			err = view.RewriteError(p, src, dst)
+		} else {
+			if view.RewriteError(p, src, dst) != ErrOriginal {
+				t.Fatal("RewriteError of what is no error")
+			}
+			err = Rewrite(p, src, dst)
+			view.Src, view.Dst = src, dst
+		}
+		if (err == nil) != accept {
+			t.Fatalf("%v, reference %v: %x", err, accept, old)
+		}
+		if !accept {
+			want = old
+			if _, err := ip.Original(p); err == nil && ip.Version == 4 == src.Is4() {
+				t.Fatalf("an original that cannot be rewritten: %x", old)
+			}
+		}
+		if !bytes.Equal(p, want) {
+			t.Fatalf("of %x\n got %x\nwant %x", old, p, want)
+		}
+		if !accept {
 			return
 		}
-		if again, err := ParseIP(p); err != nil || again != view && !(ip.sum != again.sum) {
+		again, err := ParseIP(p)
+		if again.sum = view.sum; err != nil || again != view { // a UDP checksum may have got the form that says "none"
 			t.Fatalf("parsed again: %v\n%+v\n%+v", err, again, view)
 		}
-		changed := map[int]bool{}
-		mark := func(at, n int) {
-			for i := at; i < at+n; i++ {
-				changed[i] = true
-			}
-		}
-		var sums func(at int, ip IP, b []byte, src, dst netip.Addr) []int
-		sums = func(at int, ip IP, b []byte, src, dst netip.Addr) (rs []int) {
-			if ip.Version == 4 {
-				mark(at+10, 10)
-				rs = append(rs, testkit.Residue(b[at:at+ip.Header]))
-			} else {
-				mark(at+8, 32)
-			}
-			end := min(at+ip.Len, len(b))
-			if s := testkit.SumOffset(int(ip.Version), int(ip.Proto)); s >= 0 && ip.FirstPart() && at+ip.Header+s+2 <= end {
-				s += at + ip.Header
-				if udp := ip.Proto == 17 || ip.Proto == 136; !udp || old[s] != 0 || old[s+1] != 0 {
-					mark(s, 2)
-					rs = append(rs, testkit.Residue(testkit.Pseudo(src, dst, int(ip.Proto), 0), b[at+ip.Header:end]))
-				}
-			}
-			return rs
-		}
-		before, after := sums(0, ip, old, ip.Src, ip.Dst), sums(0, view, p, src, dst)
 		if ip.ICMPError() {
-			at := ip.Header + 8
-			mark(ip.Header+2, 2)
-			before = append(before, sums(at, o, old[:ip.Len], o.Src, o.Dst)...)
-			after = append(after, sums(at, o, p[:ip.Len], dst, src)...)
-			if ip.Version == 4 {
-				before, after = append(before, testkit.Residue(old[ip.Header:ip.Len])), append(after, testkit.Residue(p[ip.Header:ip.Len]))
-			}
 			if back, err := view.Original(p); err != nil || back.Src != dst || back.Dst != src {
 				t.Fatalf("original: %v %+v", err, back)
 			}
-		}
-		if fmt.Sprint(before) != fmt.Sprint(after) {
-			t.Fatalf("sums before %v, after %v\n%x\n%x", before, after, old, p)
-		}
-		for i := range p {
-			if p[i] != old[i] && !changed[i] {
-				t.Fatalf("byte %d changed\n%x\n%x", i, old, p)
-			}
-		}
-		// Back: a second round trip is a fixed point (the first one may change the form of a zero).
-		if ip.ICMPError() {
-			return // the original's addresses need not be the error's, the other way round
-		}
-		back := func() {
-			if err := view.Rewrite(p, ip.Src, ip.Dst); err != nil {
-				t.Fatal(err)
-			}
-		}
-		back()
-		first := bytes.Clone(p)
-		if err := view.Rewrite(p, src, dst); err != nil {
-			t.Fatal(err)
-		}
-		back()
-		if !bytes.Equal(first, p) {
-			t.Fatalf("no fixed point\n%x\n%x", first, p)
 		}
 	})
 }
 
 // FuzzEchoReply. Threat: as FuzzRewrite; a relay answers pings by itself.
 func FuzzEchoReply(f *testing.F) {
+	for _, p := range samples() {
+		f.Add(p)
+		if len(p) >= 48 && p[6] == 17 { // UDP over IPv6 with the sum 0, in its wrong form
+			p = bytes.Clone(p)
+			p[46], p[47] = 0, 0
+			binary.BigEndian.PutUint16(p[40:], uint16(65535-testkit.Residue(p[8:40], []byte{0, 17}, p[4:6], p[42:])))
+			f.Add(p)
+		}
+	}
 	f.Add(testkit.IP4(netip.IPv4Unspecified(), netip.IPv4Unspecified(), 1, nil, []byte{8, 0, 0, 0, 0, 1, 0, 2}))
 	f.Add(testkit.IP6(netip.IPv6Unspecified(), netip.IPv6Unspecified(), 58, 58, nil, []byte{128, 0, 0, 0, 0, 1, 0, 2}))
-	f.Fuzz(func(t *testing.T, p []byte) {
-		old := bytes.Clone(p)
-		FillZeroUDP(p)
-		if EchoReply(p) {
-			if ip, err := ParseIP(p); err != nil || !ip.EchoReply() {
-				t.Fatalf("%v %+v", err, ip)
-			}
-		} else if ip, err := ParseIP(old); err == nil && ip.Echo() && !ip.Fragment {
-			t.Fatal("not answered")
+	f.Fuzz(func(t *testing.T, in []byte) {
+		p := bytes.Clone(in)
+		want := bytes.Clone(p)
+		s, ok := slowParse(p, true)
+		zero := ok && s.version == 6 && s.proto == 17 && !s.fragment && len(p) >= s.length && s.end-s.header >= 8 && p[s.header+6] == 0 && p[s.header+7] == 0 &&
+			testkit.Residue(p[8:40], []byte{0, 17, byte((s.end - s.header) >> 8), byte(s.end - s.header)}, p[s.header:s.end]) == 0
+		if zero {
+			want[s.header+6], want[s.header+7] = 0xff, 0xff
+		}
+		if FillZeroUDP(p) != zero || !bytes.Equal(p, want) {
+			t.Fatalf("FillZeroUDP: %x, want %x", p, want)
+		}
+		echo := slowEcho(want)
+		if EchoReply(p) != echo || !bytes.Equal(p, want) {
+			t.Fatalf("EchoReply: %x, want %x", p, want)
 		}
 	})
 }
