@@ -10,9 +10,12 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"os"
+	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -24,8 +27,9 @@ import (
 // TestMain lets the lab start this test program as lokinetd.
 func TestMain(m *testing.M) {
 	lab.Main()
-	if len(os.Args) > 1 && (os.Args[1] == "run" || os.Args[1] == "demo") {
-		os.Exit(execute(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
+	if len(os.Args) > 1 && slices.Contains([]string{"run", "demo", "cleanup"}, os.Args[1]) {
+		ctx, _ := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+		os.Exit(execute(ctx, os.Args[1:], os.Stdout, os.Stderr))
 	}
 	os.Exit(m.Run())
 }
