@@ -20,9 +20,12 @@ import (
 // conn is one QUIC connection and the goroutines around it:
 //
 //	run       accepts streams until the end, then closes everything in order
+//	carrier   takes over the datagrams (hook.go), or with an original quic-go runs:
 //	sender    the only caller of SendDatagram, which blocks while congestion control holds the connection
 //	receiver  the only caller of ReceiveDatagram: quic-go keeps 128 datagrams and drops the rest silently
 //	reader, writer  of stream 0, once it is there
+//
+// With the changed quic-go datagrams move in its own goroutine of the connection; without it they are only slower, and what is lost is lost.
 //
 // States: a connection that we dialled is opening until the relay has accepted us, then open; an accepted one is open from the start. Both end
 // down. shut decides the end, once, whoever calls it; run carries it out. Handlers are called only when open was reached.
@@ -44,10 +47,11 @@ type conn struct {
 
 	out       *outbox
 	datagrams *datagramQueue
-	split     splitter // sender's
+	split     splitter // sender's, or hooked's
 	skip      int      // sender's: datagrams until M may be asked again
 	m         atomic.Int64
-	join      joiner // receiver's
+	join      joiner                 // receiver's, or hooked's
+	hooked    atomic.Pointer[hooked] // nil: not yet, or never
 
 	mu      sync.Mutex
 	down    bool // no more calls and requests are taken
@@ -86,6 +90,8 @@ func newConn(q *QUIC, qc *quic.Conn, kind Kind, remote key.Public, outbound bool
 	}
 	c.ctx, c.stop = context.WithCancel(context.Background())
 	c.m.Store(minM)
+	c.join.all = &q.halves
+	c.datagrams.crowd = &q.crowd
 	return c
 }
 
@@ -158,8 +164,7 @@ func (c *conn) awaitOpen() bool {
 // run serves the connection until it is down. stream is stream 0 when we opened it.
 func (c *conn) run(stream *quic.Stream) {
 	var wg sync.WaitGroup
-	wg.Go(c.sender)
-	wg.Go(c.receiver)
+	wg.Go(c.carrier)
 	serve := func(s *quic.Stream) {
 		wg.Go(func() { c.reader(s) })
 		wg.Go(func() { c.writer(s) })
@@ -188,6 +193,9 @@ func (c *conn) run(stream *quic.Stream) {
 	c.qc.CloseWithError(quic.ApplicationErrorCode(c.code), "")
 	wg.Wait()
 	c.out.close()
+	if h := c.hooked.Load(); h != nil {
+		h.close()
+	}
 	c.datagrams.close()
 	c.join.release()
 	c.mu.Lock()
@@ -228,6 +236,29 @@ func reasonOf(err error) error {
 }
 
 // ---- datagrams ----
+
+func (c *conn) carrier() {
+	if !c.hookable() {
+		var wg sync.WaitGroup
+		wg.Go(c.sender)
+		wg.Go(c.receiver)
+		wg.Wait()
+		return
+	}
+	select {
+	case <-c.open: // handlers may be called
+		c.hook()
+	case <-c.ctx.Done():
+	}
+}
+
+// deliver takes one frame, which it does not keep.
+func (c *conn) deliver(frame []byte) {
+	if b, split := c.join.add(frame); b != nil {
+		c.datagramsIn.count(len(b.Data), split)
+		c.q.handler.Datagram(c, b)
+	}
+}
 
 func (c *conn) sender() {
 	// Few at a time: what was popped cannot be dropped any more when newer ones come.
@@ -313,10 +344,7 @@ func (c *conn) receiver() {
 			return
 		}
 		open = true
-		if b, split := c.join.add(frame); b != nil {
-			c.datagramsIn.count(len(b.Data), split)
-			c.q.handler.Datagram(c, b)
-		}
+		c.deliver(frame)
 	}
 }
 
@@ -570,7 +598,7 @@ func (c *conn) Request(ctx context.Context, name string, body []byte) ([]byte, e
 func (c *conn) Stats() ConnStats {
 	c.askM() // else it is known only as far as datagrams needed it
 	w := c.qc.ConnectionStats()
-	return ConnStats{
+	s := ConnStats{
 		DatagramsIn: c.datagramsIn.datagrams.Load(), DatagramsOut: c.datagramsOut.datagrams.Load(),
 		BytesIn: c.datagramsIn.bytes.Load(), BytesOut: c.datagramsOut.bytes.Load(),
 		SplitIn: c.datagramsIn.split.Load(), SplitOut: c.datagramsOut.split.Load(),
@@ -582,6 +610,12 @@ func (c *conn) Stats() ConnStats {
 
 		WirePacketsIn: w.PacketsReceived, WirePacketsOut: w.PacketsSent, WirePacketsLost: w.PacketsLost,
 		WireBytesIn: w.BytesReceived, WireBytesOut: w.BytesSent,
+		Twice:   c.join.twice.Load(),
 		Waiting: c.datagrams.len(), M: uint64(c.m.Load()), RTT: w.SmoothedRTT,
 	}
+	if h := c.hooked.Load(); h != nil {
+		s.Repaired, s.Unrepaired = h.flight.repaired.Load(), h.flight.unrepaired.Load()
+		s.WirePacketsLate = any(c.qc).(hooker).SpuriousLosses()
+	}
+	return s
 }

@@ -109,7 +109,11 @@ type ConnStats struct {
 	MessagesIn, MessagesOut       uint64 // requests, commands and replies
 	StreamBytesIn, StreamBytesOut uint64 // bytes of the request stream
 
-	DropFull     uint64 // outgoing: oldest in a full queue
+	Twice      uint64 // incoming frames that came again: the peer took for lost what was not
+	Repaired   uint64 // outgoing frames that were taken for lost and sent again
+	Unrepaired uint64 // outgoing frames that were lost for good: too old, too many in flight, or lost again
+
+	DropFull     uint64 // outgoing: oldest in a full queue, of the flow with most in it
 	DropTooLarge uint64 // outgoing: more than two pieces at the path's size
 	DropClosed   uint64 // outgoing: the connection went down
 	DropInvalid  uint64 // incoming: no id, flags 01, or larger than packet.MaxData
@@ -117,6 +121,7 @@ type ConnStats struct {
 	DropRequests uint64 // incoming requests over the limits, answered with an error
 
 	WirePacketsIn, WirePacketsOut, WirePacketsLost uint64 // QUIC packets, all kinds
+	WirePacketsLate                                uint64 // of those lost: came after all, so that what was repaired of them came twice
 	WireBytesIn, WireBytesOut                      uint64
 
 	// Not counted up, but of now:

@@ -74,6 +74,7 @@ type QUIC struct {
 	tr     *quic.Transport
 
 	ignoreTokens bool // for tests: relays that send no NEW_TOKEN
+	original     bool // for tests: take quic-go for the original one
 
 	running atomic.Bool
 	started chan struct{} // closed when Dial may go on; handler and ctx are set then
@@ -86,6 +87,9 @@ type QUIC struct {
 	refused atomic.Uint64
 	unsent  atomic.Uint64
 	waiting atomic.Int64 // incoming requests without an answer yet
+	kept    atomic.Int64 // buffers of datagrams that may have to be sent again
+	halves  atomic.Int64 // of datagrams, kept beyond joinFree a connection
+	crowd   crowd
 
 	mu       sync.Mutex
 	closing  bool

@@ -106,7 +106,8 @@ func TestJoin(t *testing.T) {
 		{"interleaved", []string{first(1, "a"), first(2, "c"), second(1, "b"), second(2, "d")}, []string{"ab", "cd"}, 0, 0},
 		{"whole between", []string{first(1, "a"), "\x00\x08w", second(1, "b")}, []string{"w", "ab"}, 0, 0},
 		{"same half twice", []string{first(1, "a"), first(1, "x"), second(1, "b")}, []string{"xb"}, 0, 1},
-		{"used once", []string{first(1, "a"), second(1, "b"), second(1, "c")}, []string{"ab"}, 0, 0},
+		{"used once", []string{first(1, "a"), second(1, "b"), second(1, "c"), first(1, "d")}, []string{"ab"}, 0, 0},
+		{"whole twice", []string{"\x00\x04w", "\x00\x04w"}, []string{"w", "w"}, 0, 0},
 		{"wrap", []string{first(16383, "a"), first(0, "c"), second(0, "d"), second(16383, "b")}, []string{"cd", "ab"}, 0, 0},
 		{"same slot, other counter", []string{first(3, "a"), second(3+joinSlots, "b"), second(3, "c")}, nil, 0, 2},
 		{"other counter by one bit", []string{first(3, "a"), second(3|1<<13, "b")}, nil, 0, 1},
@@ -192,6 +193,7 @@ func TestSplitJoin(t *testing.T) {
 type model struct {
 	latest int64
 	halves map[int64]modelHalf
+	joined map[int64]bool
 }
 
 type modelHalf struct {
@@ -214,12 +216,17 @@ func (m *model) add(f []byte) (string, bool) {
 	}
 	m.latest = max(m.latest, best)
 	if f[1]&2 == 0 {
+		m.done(best)
 		return body, true
+	}
+	if m.joined[best] && best+seenMax > m.latest {
+		return "", false
 	}
 	second := f[1]&1 == 1
 	h, ok := m.halves[best]
 	if ok && h.second != second {
 		delete(m.halves, best)
+		m.done(best)
 		if len(h.body)+len(body) > packet.MaxData {
 			return "", false
 		}
@@ -235,6 +242,12 @@ func (m *model) add(f []byte) (string, bool) {
 	}
 	m.halves[best] = modelHalf{second, body}
 	return "", false
+}
+
+func (m *model) done(counter int64) {
+	if counter+seenMax > m.latest {
+		m.joined[counter] = true
+	}
 }
 
 // FuzzJoiner: whatever frames a hostile peer sends, in any order, the joiner neither panics nor keeps buffers nor joins what does not belong together; it does what the
@@ -255,7 +268,7 @@ func FuzzJoiner(f *testing.F) {
 	f.Add(long)
 	f.Fuzz(func(t *testing.T, script []byte) {
 		var j joiner
-		m := model{halves: map[int64]modelHalf{}}
+		m := model{halves: map[int64]modelHalf{}, joined: map[int64]bool{}}
 		for i := 0; len(script) >= 3; i++ {
 			frame := append([]byte{script[0], script[1]}, pattern(int(script[2])*12)...)
 			if len(frame) > 2 {

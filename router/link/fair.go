@@ -1,0 +1,277 @@
+package link
+
+import (
+	"encoding/binary"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+
+	"lokinetd/router/packet"
+)
+
+// datagramQueue holds what is to be sent on one connection, between any number of callers of push and one of pop. It never blocks. It is fair
+// between flows, which are the paths that lead over the connection: each in turn sends about flowQuantum bytes, and when the queue is full, the flow that
+// has most in it loses its oldest, which is the one that its receiver will miss least. So a path that sends more than there is room for
+// harms itself only. Within a flow the order stays.
+type datagramQueue struct {
+	wake     chan struct{} // of capacity 1; filled when the queue is no longer empty, until notify
+	maxBytes int
+	maxCount int
+	crowd    *crowd // nil: nobody waits for room
+	salt     uint64 // odd; which hop ids share a flow is known to nobody else
+
+	mu     sync.Mutex
+	signal func() // what to do instead of filling wake
+	items  []queued
+	free   int32 // first of the free items, or absent
+	flows  [flowCount]flow
+	first  int8 // of the flows that have something, in the order of their turns; or absent
+	last   int8
+	n      int
+	bytes  int
+	inWay  bool // counted in crowd
+	closed bool
+
+	full  atomic.Uint64 // dropped: the oldest of the largest flow in a full queue
+	ended atomic.Uint64 // dropped: after close
+}
+
+const (
+	flowCount = 64
+	// flowQuantum is about one packet.
+	flowQuantum = 1500
+	absent      = -1
+)
+
+type queued struct {
+	b    *packet.Buffer
+	next int32 // in its flow, or in the free list
+}
+
+type flow struct {
+	head, tail int32 // valid when bytes > 0 or it is linked
+	n, bytes   int
+	credit     int // bytes left of its turn
+	next       int8
+}
+
+func newDatagramQueue(maxBytes, maxCount int) *datagramQueue {
+	return &datagramQueue{
+		wake: make(chan struct{}, 1), maxBytes: maxBytes, maxCount: maxCount,
+		salt: rand.Uint64() | 1, free: absent, first: absent, last: absent,
+	}
+}
+
+// flowOf is the flow of a datagram: it ends with a hop id of 16 bytes and one byte of type (protocol 2 section 4.4).
+func (q *datagramQueue) flowOf(datagram []byte) int8 {
+	const trailer = 17
+	if len(datagram) < trailer {
+		return 0
+	}
+	id := binary.LittleEndian.Uint64(datagram[len(datagram)-trailer:])
+	return int8(id * q.salt >> (64 - 6))
+}
+
+// notify replaces the filling of wake by a call, which must not block and may come at any time.
+func (q *datagramQueue) notify(signal func()) {
+	q.mu.Lock()
+	q.signal = signal
+	q.mu.Unlock()
+	signal()
+}
+
+// push takes ownership of b.
+func (q *datagramQueue) push(b *packet.Buffer) {
+	q.mu.Lock()
+	if q.closed {
+		q.mu.Unlock()
+		q.ended.Add(1)
+		b.Release()
+		return
+	}
+	for q.n > 0 && (q.n >= q.maxCount || q.bytes+len(b.Data) > q.maxBytes) {
+		q.take(q.largest()).Release()
+		q.full.Add(1)
+	}
+	i := q.slot()
+	q.items[i] = queued{b: b, next: absent}
+	at := q.flowOf(b.Data)
+	f := &q.flows[at]
+	if f.n == 0 {
+		f.head, f.credit = i, flowQuantum
+		q.link(at)
+	} else {
+		q.items[f.tail].next = i
+	}
+	f.tail = i
+	f.n++
+	f.bytes += len(b.Data)
+	q.n++
+	q.bytes += len(b.Data)
+	if q.crowd != nil && !q.inWay && q.bytes >= crowdedBytes {
+		q.inWay = true
+		q.crowd.add()
+	}
+	first, signal := q.n == 1, q.signal
+	q.mu.Unlock()
+	switch {
+	case !first:
+	case signal != nil:
+		signal()
+	default:
+		select {
+		case q.wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// slot is the place of a free item.
+func (q *datagramQueue) slot() int32 {
+	if i := q.free; i != absent {
+		q.free = q.items[i].next
+		return i
+	}
+	q.items = append(q.items, queued{})
+	return int32(len(q.items) - 1)
+}
+
+// link appends flow at to those that have something.
+func (q *datagramQueue) link(at int8) {
+	q.flows[at].next = absent
+	if q.first == absent {
+		q.first = at
+	} else {
+		q.flows[q.last].next = at
+	}
+	q.last = at
+}
+
+// unlink takes out flow at, whose predecessor is before or absent.
+func (q *datagramQueue) unlink(at, before int8) {
+	next := q.flows[at].next
+	if before == absent {
+		q.first = next
+	} else {
+		q.flows[before].next = next
+	}
+	if q.last == at {
+		q.last = before
+	}
+}
+
+// largest is the flow that has most bytes in the queue; there is one.
+func (q *datagramQueue) largest() (at, before int8) {
+	previous := int8(absent)
+	at, before = q.first, absent
+	for i := q.first; i != absent; previous, i = i, q.flows[i].next {
+		if q.flows[i].bytes > q.flows[at].bytes {
+			at, before = i, previous
+		}
+	}
+	return at, before
+}
+
+// take takes the oldest of flow at, whose predecessor is before or absent.
+func (q *datagramQueue) take(at, before int8) *packet.Buffer {
+	f := &q.flows[at]
+	i := f.head
+	b := q.items[i].b
+	f.head = q.items[i].next
+	q.items[i] = queued{next: q.free}
+	q.free = i
+	f.n--
+	f.bytes -= len(b.Data)
+	if f.n == 0 {
+		q.unlink(at, before)
+	}
+	q.n--
+	q.bytes -= len(b.Data)
+	return b
+}
+
+// pop moves the next datagrams to dst and returns how many; they are the caller's.
+func (q *datagramQueue) pop(dst []*packet.Buffer) int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	n := 0
+	for n < len(dst) && q.n > 0 {
+		at := q.first
+		if f := &q.flows[at]; f.credit <= 0 {
+			f.credit += flowQuantum
+			if q.last != at {
+				q.unlink(at, absent)
+				q.link(at)
+			}
+			continue
+		}
+		b := q.take(at, absent)
+		q.flows[at].credit -= len(b.Data)
+		dst[n] = b
+		n++
+	}
+	q.settle()
+	return n
+}
+
+// settle tells those who wait that there is room again.
+func (q *datagramQueue) settle() {
+	if q.inWay && q.bytes <= crowdedBytes/2 {
+		q.inWay = false
+		q.crowd.remove()
+	}
+}
+
+func (q *datagramQueue) len() uint64 {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return uint64(q.n)
+}
+
+// close drops what is queued and whatever will be pushed.
+func (q *datagramQueue) close() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.closed = true
+	for q.n > 0 {
+		q.take(q.first, absent).Release()
+		q.ended.Add(1)
+	}
+	q.settle()
+	q.items = nil
+}
+
+// crowdedBytes is how much a queue holds before its connection counts as crowded, until half of it is left: 5 ms at 100 Mbit/s. More would
+// only make packets old.
+const crowdedBytes = 64 << 10
+
+// crowd counts the crowded queues of an endpoint.
+type crowd struct {
+	mu   sync.Mutex
+	n    int
+	room chan struct{} // closed when n falls to 0; nil while it is 0
+}
+
+func (c *crowd) add() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.n++; c.n == 1 {
+		c.room = make(chan struct{})
+	}
+}
+
+func (c *crowd) remove() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.n--; c.n == 0 {
+		close(c.room)
+		c.room = nil
+	}
+}
+
+// wait is closed when no queue is crowded any more; nil when none is.
+func (c *crowd) wait() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.room
+}
