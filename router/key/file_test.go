@@ -32,6 +32,44 @@ func forms(s *Secret) map[string][]byte {
 	}
 }
 
+type badForm struct{ name, data, want string }
+
+// badForms gives what is not a key file, each with a part of the error.
+func badForms(s *Secret) []badForm {
+	raw := s.Bytes64()
+	digits := hex.EncodeToString(raw[:])
+	dict := string(forms(s)["dict"])
+	return []badForm{
+		{"empty", "", "these are 0 bytes"},
+		{"seed in hex", digits[:64], "does not belong"}, // 64 bytes are taken as raw ones
+		{"127 digits", digits[1:], "these are 127 bytes"},
+		{"not all digits", digits[1:] + "g", "128 hexadecimal digits"},
+		{"space behind", digits + " ", "these are 129 bytes"},
+		{"LF CR", digits + "\n\r", "these are 130 bytes"},
+		{"CR", digits + "\r", "these are 129 bytes"},
+		{"another's public half", digits[:64] + strings.Repeat("0", 64), "does not belong"},
+		{"no s", "d1:a1:be", "no key s"},
+		{"empty dict", "de", "no key s"},
+		{"integer without end", "d1:ai1", "not a well-formed one"},
+		{"integer without digits", "d1:ai-ee", "not a well-formed one"},
+		{"list cut", "d1:al1:b", "not a well-formed one"},
+		{"list of half a value", "d1:ali1ee1:bl3:ae", "not a well-formed one"},
+		{"inner dict of half a key", "d1:ad3:be", "not a well-formed one"},
+		{"value missing", "d1:a", "not a well-formed one"},
+		{"short s", "d1:s3:abce", "not a string of 64 bytes"},
+		{"s an integer", "d1:si64ee", "not a string of 64 bytes"},
+		{"s a list", "d1:sl64:" + string(raw[:]) + "ee", "not a string of 64 bytes"},
+		{"open dict", dict[:len(dict)-1], "not a well-formed one"},
+		{"bytes behind", dict + "e", "after the end"},
+		{"keys out of order", "d1:b0:1:a0:" + dict[1:], "not a well-formed one"},
+		{"key twice", dict[:len(dict)-1] + dict[1:], "not a well-formed one"},
+		{"length with a zero", "d01:a0:e", "not a well-formed one"},
+		{"length too large", "d1:a99999999999999999999:e", "not a well-formed one"},
+		{"deep", "d1:a" + strings.Repeat("l", 100) + strings.Repeat("e", 100) + dict[1:], "not a well-formed one"},
+		{"large", "d1:a5000:" + strings.Repeat("x", 5000) + dict[1:], "not a secret key"},
+	}
+}
+
 func TestParseSecret(t *testing.T) {
 	s := FromSeed(counting(0))
 	raw := s.Bytes64()
@@ -64,30 +102,7 @@ func TestParseSecret(t *testing.T) {
 			t.Errorf("bit %d flipped: %v", i, err)
 		}
 	}
-	dict := string(forms(s)["dict"])
-	for _, v := range []struct{ name, data, want string }{
-		{"empty", "", "these are 0 bytes"},
-		{"seed in hex", digits[:64], "does not belong"}, // 64 bytes are taken as raw ones
-		{"127 digits", digits[1:], "these are 127 bytes"},
-		{"not all digits", digits[1:] + "g", "128 hexadecimal digits"},
-		{"space behind", digits + " ", "these are 129 bytes"},
-		{"LF CR", digits + "\n\r", "these are 130 bytes"},
-		{"CR", digits + "\r", "these are 129 bytes"},
-		{"another's public half", digits[:64] + strings.Repeat("0", 64), "does not belong"},
-		{"no s", "d1:a1:be", "no key s"},
-		{"empty dict", "de", "no key s"},
-		{"short s", "d1:s3:abce", "not a string of 64 bytes"},
-		{"s an integer", "d1:si64ee", "not a string of 64 bytes"},
-		{"s a list", "d1:sl64:" + string(raw[:]) + "ee", "not a string of 64 bytes"},
-		{"open dict", dict[:len(dict)-1], "not a well-formed one"},
-		{"bytes behind", dict + "e", "after the end"},
-		{"keys out of order", "d1:b0:1:a0:" + dict[1:], "not a well-formed one"},
-		{"key twice", dict[:len(dict)-1] + dict[1:], "not a well-formed one"},
-		{"length with a zero", "d01:a0:e", "not a well-formed one"},
-		{"length too large", "d1:a99999999999999999999:e", "not a well-formed one"},
-		{"deep", "d1:a" + strings.Repeat("l", 100) + strings.Repeat("e", 100) + dict[1:], "not a well-formed one"},
-		{"large", "d1:a5000:" + strings.Repeat("x", 5000) + dict[1:], "not a secret key"},
-	} {
+	for _, v := range badForms(s) {
 		if got, err := ParseSecret([]byte(v.data)); err == nil || !strings.Contains(err.Error(), v.want) || !strings.HasPrefix(err.Error(), "key: ") || got != nil {
 			t.Errorf("%s: %v, want an error with %q", v.name, err, v.want)
 		}

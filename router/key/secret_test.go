@@ -25,14 +25,15 @@ var torsion = []string{
 	"c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac03fa",
 }
 
-func TestBadPublicKeys(t *testing.T) {
-	type fault struct {
-		key  Public
-		want error
-	}
-	var bad []fault
+type badPublic struct {
+	key  Public
+	want error
+}
+
+// badPublics gives keys of each kind that must be refused.
+func badPublics(t testing.TB) (bad []badPublic) {
 	for _, h := range torsion {
-		bad = append(bad, fault{Public(testkit.Hex(t, h)), errSmallOrder})
+		bad = append(bad, badPublic{Public(testkit.Hex(t, h)), errSmallOrder})
 	}
 	// The same points and some larger ones with y not reduced, or x = 0 with the sign bit set.
 	for _, h := range []string{
@@ -44,9 +45,9 @@ func TestBadPublicKeys(t *testing.T) {
 		"eeffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff",
 		"f0ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f", // y = 3
 	} {
-		bad = append(bad, fault{Public(testkit.Hex(t, h)), errNotCanonical})
+		bad = append(bad, badPublic{Public(testkit.Hex(t, h)), errNotCanonical})
 	}
-	bad = append(bad, fault{Public(testkit.Hex(t, "0200000000000000000000000000000000000000000000000000000000000000")), errNotPoint})
+	bad = append(bad, badPublic{Public(testkit.Hex(t, "0200000000000000000000000000000000000000000000000000000000000000")), errNotPoint})
 	// A good key plus a point of small order: half of all points on the curve and more are like this.
 	honest, err := FromSeed(counting(0)).Public().point()
 	if err != nil {
@@ -57,12 +58,15 @@ func TestBadPublicKeys(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		bad = append(bad, fault{Public(low.Add(low, honest).Bytes()), errNotPrime})
+		bad = append(bad, badPublic{Public(low.Add(low, honest).Bytes()), errNotPrime})
 	}
+	return bad
+}
 
+func TestBadPublicKeys(t *testing.T) {
 	own := FromSeed(counting(0x20))
 	msg := []byte("message")
-	for _, b := range bad {
+	for _, b := range badPublics(t) {
 		p := b.key
 		if got := p.Check(); got != b.want {
 			t.Errorf("%x: Check: %v, want %v", p[:], got, b.want)

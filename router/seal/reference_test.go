@@ -145,6 +145,9 @@ func checkForms(t *testing.T, msg []byte, at int, k Key, n Nonce) {
 			t.Fatalf("%s: %d bytes at %d do not open", f.name, len(msg), at)
 		}
 		same("Open", body, msg, TagSize)
+		if _, ok := f.open(bytes.Clone(sealed[:TagSize-1]), &k, &n); ok {
+			t.Fatalf("%s: %d bytes open", f.name, TagSize-1)
+		}
 		bad := bytes.Clone(sealed)
 		bad[int(k[0])%len(bad)] ^= 1 << (n[0] % 8)
 		if _, ok := f.open(bad, &k, &n); ok {

@@ -121,7 +121,7 @@ func TestOnionNonces(t *testing.T) {
 }
 
 // Two public keys that must be refused wherever they are multiplied, and one that is not canonical. router/key's test has all of them.
-func badKeys(t *testing.T) []key.Public {
+func badKeys(t testing.TB) []key.Public {
 	return []key.Public{
 		{},     // order 4
 		{0: 1}, // the identity
