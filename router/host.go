@@ -11,6 +11,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -38,28 +40,55 @@ type host struct {
 	parts   *stack
 	node    *Node
 
-	networkSeen os.FileInfo // of the network file, when it was last looked at
+	networkSeen os.FileInfo                   // of the network file, when it was last looked at
+	current     atomic.Pointer[config.Config] // config with what reloads have changed in it
 
 	// Of a client.
-	before    netif.Changes // what an earlier run has left on the host
-	up        bool          // the start has succeeded
-	device    device
-	pump      *netif.Pump
-	dns       *dns.Server
-	sockets   *dns.Sockets
-	endpoints []*hostEndpoint       // the browsing one first; does not change
-	kept      map[string]netif.Kept // by keepName
-	saved     []byte                // what is in the file of addresses
+	before  netif.Changes // what an earlier run has left on the host
+	up      bool          // the start has succeeded
+	device  device
+	pump    *netif.Pump
+	dns     *dns.Server
+	sockets *dns.Sockets
+	served  atomic.Pointer[[]*hostEndpoint] // see endpoints
+	kept    map[string]netif.Kept           // by keepName, of the last run
+
+	saveMu sync.Mutex
+	saved  []byte // what is in the file of addresses
 }
+
+// endpoints goes over the endpoints that there are now (for i, e := range h.endpoints), the browsing one first, then the services. From any goroutine.
+func (h *host) endpoints(yield func(int, *hostEndpoint) bool) {
+	for i, e := range *h.served.Load() {
+		if !yield(i, e) {
+			return
+		}
+	}
+}
+
+func (h *host) browsing() *hostEndpoint { return (*h.served.Load())[0] }
+
+// upstream are the resolvers for other names.
+func (h *host) upstream() []netip.AddrPort { return h.current.Load().DNS.Upstream }
 
 // hostEndpoint is an endpoint with its place in the TUN.
 type hostEndpoint struct {
 	*Endpoint
 	addrs   *netif.Map
-	place   *netif.Endpoint
-	lasting bool // the address is the same at the next start
-	ports   []string
+	place   atomic.Pointer[netif.Endpoint]
+	lasting bool                           // the address is the same at the next start
+	service atomic.Pointer[config.Service] // nil: the browsing one
 	pings   pings
+}
+
+// ports that a service lets others reach.
+func (e *hostEndpoint) ports() (ports []string) {
+	if s := e.service.Load(); s != nil {
+		for _, p := range s.Ports {
+			ports = append(ports, p.String())
+		}
+	}
+	return ports
 }
 
 // Send is the endpoint's session table as the pump sees it: what cannot be sent comes back through Undeliverable, once.
@@ -67,8 +96,6 @@ func (e *hostEndpoint) Send(to key.Address, b *packet.Buffer) bool {
 	e.Sessions.Send(to, b)
 	return true
 }
-
-func (h *host) browsing() *hostEndpoint { return h.endpoints[0] }
 
 // Limits of the steps of the stop. Together they stay below the 90 s after which systemd kills.
 const (
@@ -102,6 +129,7 @@ func Run(ctx context.Context, c *config.Config, version string, log *slog.Logger
 
 func run(ctx context.Context, c *config.Config, version string, log *slog.Logger, again func() (*config.Config, error), sys *system) (err error) {
 	h := &host{config: c, version: version, log: log, started: time.Now(), again: again, sys: sys, dir: folder(c.DataDir), parts: newStack(log)}
+	h.current.Store(c)
 	defer func() {
 		sys.notify(daemon.SdNotifyStopping)
 		err = errors.Join(err, h.parts.stop())
@@ -178,18 +206,6 @@ func (h *host) loop(ctx context.Context, memory *collector) error {
 	}
 }
 
-// reload does what SIGHUP asks for. What is wrong is logged and stays as it was.
-func (h *host) reload() {
-	h.networkChanged() // seen
-	h.logged("network file refused, the former one stays", h.reloadNetwork())
-}
-
-func (h *host) logged(what string, err error) {
-	if err != nil {
-		h.log.Error(what, "err", err)
-	}
-}
-
 // openNode makes the node and its UDP socket.
 func (h *host) openNode() error {
 	c := h.config
@@ -261,7 +277,7 @@ func (h *host) openClient(ctx context.Context) (err error) {
 	h.parts.add("network interface", hostLimit, h.closeDevice)
 	h.pump = netif.NewPump(h.device, h.log.With("mod", "netif"))
 	h.loadAddresses()
-	if err := h.addEndpoints(); err != nil {
+	if err := h.openEndpoints(); err != nil {
 		return err
 	}
 	h.parts.run("packet pump", hostLimit, h.pump.Run)
@@ -317,107 +333,4 @@ func (h *host) closeDevice() error {
 		return err
 	}
 	return h.dir.remove(stateFile)
-}
-
-// addEndpoints makes the browsing endpoint and the services, and brings the TUN up with their addresses.
-func (h *host) addEndpoints() error {
-	c := h.config
-	taken, err := h.sys.prefixes(h.device.Name(), h.before.Unreachable)
-	if err != nil {
-		return err
-	}
-	flags := uint8(netdb.FlagPFS)
-	if !c.TUN.IPv4.Off {
-		flags |= netdb.FlagIPv4
-	}
-	if !c.TUN.IPv6.Off && h.device.NoIPv6() == "" {
-		flags |= netdb.FlagIPv6
-	}
-	secret := key.Generate()
-	if c.Client.Key != "" {
-		if secret, err = loadOrMakeKey(c.Client.Key); err != nil {
-			return err
-		}
-	}
-	base := EndpointConfig{Name: "browsing", Secret: secret, Inbound: c.Paths.InboundPaths, InboundHops: c.Paths.InboundHops,
-		Outbound: c.Paths.OutboundPaths, ClientHops: c.Paths.ClientHops, RelayHops: c.Paths.RelayHops, Flags: flags}
-	var want []netip.Prefix
-	add := func(ec EndpointConfig, he *hostEndpoint, bits4 int, own4, own6 netip.Prefix, in netif.Inbound) error {
-		he.Endpoint = &Endpoint{Config: ec}
-		kept := h.kept[he.keepName()]
-		switch {
-		case flags&netdb.FlagIPv4 == 0:
-			own4 = netip.Prefix{}
-		case !own4.IsValid():
-			if own4, err = netif.FreeIPv4(taken, bits4, kept.IPv4); err != nil {
-				return err
-			}
-		}
-		switch {
-		case flags&netdb.FlagIPv6 == 0:
-			own6 = netip.Prefix{}
-		case !own6.IsValid():
-			if own6, err = netif.FreeIPv6(taken, netif.Bits6, kept.IPv6); err != nil {
-				return err
-			}
-		}
-		for _, p := range []netip.Prefix{own4, own6} {
-			if p.IsValid() {
-				taken, want = append(taken, p), append(want, p)
-			}
-		}
-		if he.addrs, err = netif.NewMap(he.Address(), own4, own6); err != nil {
-			return err
-		}
-		he.addrs.Restore(kept, time.Now())
-		if he.place, err = h.pump.Add(he.addrs, in, he); err != nil { // the pump does not run yet
-			return err
-		}
-		ec.Deliver = func(from key.Address, b *packet.Buffer) {
-			if !he.pings.take(b) {
-				he.place.Deliver(from, b)
-			}
-		}
-		ec.Undeliverable = func(to key.Address, b *packet.Buffer, _ error) { he.place.Refuse(to, b) }
-		if he.Endpoint, err = h.node.AddEndpoint(ec); err != nil {
-			return err
-		}
-		h.endpoints = append(h.endpoints, he)
-		return nil
-	}
-	browsing := &hostEndpoint{lasting: c.Client.Key != ""}
-	if err := add(base, browsing, netif.BrowsingBits4, c.TUN.IPv4.Prefix, c.TUN.IPv6.Prefix, netif.Inbound{}); err != nil {
-		return err
-	}
-	for _, s := range c.Service {
-		ec := base
-		ec.Name, ec.Service = s.Name, true
-		if ec.Secret, err = loadOrMakeKey(s.Key); err != nil {
-			return err
-		}
-		in, ports := inbound(s)
-		if err := add(ec, &hostEndpoint{lasting: true, ports: ports}, netif.ServiceBits4, netip.Prefix{}, netip.Prefix{}, in); err != nil {
-			return err
-		}
-	}
-	// Before the first address is used, so that a start after a crash knows what this one may give out.
-	if err := h.saveAddresses(time.Now()); err != nil {
-		return err
-	}
-	return h.device.Apply(want)
-}
-
-// inbound is what a service lets in, and the text of its ports.
-func inbound(s config.Service) (in netif.Inbound, ports []string) {
-	in.Echo = s.Echo
-	for _, p := range s.Ports {
-		one := netif.Ports{First: p.Number, Last: p.Number}
-		if p.Proto == "tcp" {
-			in.TCP = append(in.TCP, one)
-		} else {
-			in.UDP = append(in.UDP, one)
-		}
-		ports = append(ports, p.String())
-	}
-	return in, ports
 }

@@ -37,6 +37,8 @@ func (e *hostEndpoint) keepName() string {
 
 // saveAddresses writes the file if it has changed.
 func (h *host) saveAddresses(now time.Time) error {
+	h.saveMu.Lock()
+	defer h.saveMu.Unlock()
 	kept := map[string]netif.Kept{}
 	for _, e := range h.endpoints {
 		limit := 0
@@ -63,16 +65,17 @@ func (h *host) watchSessions(ctx context.Context) error {
 	defer t.Stop()
 	warned := false
 	for {
-		now := time.Now()
+		now, was := time.Now(), live
+		live = make(map[*hostEndpoint]map[key.Address]bool, len(was))
 		for _, e := range h.endpoints {
 			next := map[key.Address]bool{}
 			for _, i := range e.Sessions.List() {
 				next[i.Remote] = true
-				if !live[e][i.Remote] {
+				if !was[e][i.Remote] {
 					e.addrs.SetLive(i.Remote, true, now)
 				}
 			}
-			for a := range live[e] {
+			for a := range was[e] {
 				if !next[a] {
 					e.addrs.SetLive(a, false, now)
 				}

@@ -34,6 +34,7 @@ type bench struct {
 	file     *netdb.NetworkFile
 	config   *config.Config
 	sys      *system
+	again    func() (*config.Config, error)
 	broken   string // which call fails
 	left     netif.Changes
 
@@ -123,12 +124,12 @@ func (b *bench) since() []string {
 func (b *bench) Handle(_ context.Context, r slog.Record) error {
 	text := r.Message
 	r.Attrs(func(a slog.Attr) bool {
-		if a.Key == "part" || r.Level >= slog.LevelError && a.Key == "err" {
+		if a.Key == "part" || r.Level >= slog.LevelWarn && (a.Key == "err" || a.Key == "keys") {
 			text += ": " + a.Value.String()
 		}
 		return true
 	})
-	if r.Level >= slog.LevelError || strings.HasPrefix(text, "part ") {
+	if r.Level >= slog.LevelWarn || strings.HasPrefix(text, "part ") {
 		b.event(text)
 	}
 	return nil
@@ -197,7 +198,7 @@ func (b *bench) start() (*started, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &started{b, cancel, make(chan error, 1)}
 	go func() {
-		err := run(ctx, b.config, "test", slog.New(b), nil, b.sys)
+		err := run(ctx, b.config, "test", slog.New(b), b.again, b.sys)
 		b.event("ended")
 		s.done <- err
 	}()
@@ -473,6 +474,66 @@ func TestHostReload(t *testing.T) {
 	s = b.mustStart()
 	serial(8)
 	s.stop()
+}
+
+// TestHostReloadConfig: what can be followed is followed, without a disturbance for what stays; the rest is named.
+func TestHostReloadConfig(t *testing.T) {
+	b := newBench(t)
+	dir := t.TempDir()
+	service := func(name string, ports ...uint16) config.Service {
+		s := config.Service{Name: name, Key: filepath.Join(dir, name+".key")}
+		for _, p := range ports {
+			s.Ports = append(s.Ports, config.Port{Proto: "tcp", Number: p})
+		}
+		return s
+	}
+	b.config.Service = []config.Service{service("blog", 80), service("chat", 22)}
+	next := *b.config
+	var broken error
+	b.again = func() (*config.Config, error) { c := next; return &c, broken }
+	s := b.mustStart()
+	endpoints := func() map[string]control.Endpoint {
+		m := map[string]control.Endpoint{}
+		for _, e := range s.status().Endpoints {
+			m[e.Name] = e
+		}
+		return m
+	}
+	want := func(got []string, want ...string) {
+		t.Helper()
+		want = append(append([]string{"RELOADING=1"}, want...), "READY=1")
+		if !slices.Equal(got, want) {
+			t.Errorf("events %q\nwant   %q", got, want)
+		}
+	}
+	before := endpoints()
+	want(s.sighup())
+
+	next.Service = []config.Service{service("blog", 80, 443), service("shop", 8080)}
+	next.DNS.Upstream = []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:53")}
+	want(s.sighup(), "apply [172.17.0.1/16 fd2e:7365:7368::1/64 172.18.0.1/20 fd2e:7365:7368:1::1/64 172.18.16.1/20 fd2e:7365:7368:2::1/64]")
+	after := endpoints()
+	if len(after) != 3 || after["browsing"].Address != before["browsing"].Address || after["blog"].IPv4 != before["blog"].IPv4 || after["blog"].Address != before["blog"].Address ||
+		!slices.Equal(after["blog"].Ports, []string{"tcp/80", "tcp/443"}) || !slices.Equal(after["shop"].Ports, []string{"tcp/8080"}) {
+		t.Errorf("before %+v\nafter %+v", before, after)
+	}
+	if u := s.status().DNS.Upstream; !slices.Equal(u, []string{"192.0.2.1:53"}) {
+		t.Errorf("upstream: %q", u)
+	}
+
+	broken = errors.New("line 7 is wrong")
+	want(s.sighup(), "configuration refused, the former one stays: line 7 is wrong")
+	broken = nil
+	next.Service = nil
+	next.TUN.Name, next.Control.Group = "other0", "wheel"
+	b.broken = "apply"
+	want(s.sighup(), "cannot follow the configuration: service: apply is broken", "restart to follow the configuration: [tun.name control.group]")
+	b.broken = ""
+	if e := endpoints(); len(e) != 1 {
+		t.Errorf("services that are gone: %+v", e)
+	}
+	s.stop()
+	b.clean()
 }
 
 // TestNetworkChanged: the daemon sees by itself that the file is another one.

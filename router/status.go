@@ -89,7 +89,7 @@ func (h *host) clientStatus(s *control.Status, now time.Time) {
 	}
 	for i, e := range h.endpoints {
 		_, own4, own6 := e.addrs.Self()
-		x := control.Endpoint{Name: e.Config.Name, Kind: "service", Address: e.Address().Text(h.config.Network.Suffix), Ports: e.ports,
+		x := control.Endpoint{Name: e.Config.Name, Kind: "service", Address: e.Address().Text(h.config.Network.Suffix), Ports: e.ports(),
 			InboundPaths: len(e.Sessions.Inbound(now)), InboundWant: h.config.Paths.InboundPaths}
 		if i == 0 {
 			x.Kind = "browsing"
@@ -127,7 +127,7 @@ func (h *host) clientStatus(s *control.Status, now time.Time) {
 		for _, a := range h.sockets.Addrs() {
 			d.Listen = append(d.Listen, a.String())
 		}
-		for _, a := range h.config.DNS.Upstream {
+		for _, a := range h.upstream() {
 			d.Upstream = append(d.Upstream, a.String())
 		}
 		s.DNS = d

@@ -5,11 +5,12 @@ import (
 	"os"
 	"time"
 
+	"lokinetd/config"
 	"lokinetd/router/netdb"
 )
 
-// The network file at run time: it is read again on SIGHUP and by itself when it has changed on disk (looked at every networkPoll), by relays and clients
-// alike. What is wrong with a new one is logged, and the former one stays.
+// What changes at run time. On SIGHUP the configuration and the network file are read again; the network file also by itself when it has changed on disk
+// (looked at every networkPoll), by relays and clients alike. What is wrong with a new one is logged, and the former one stays.
 
 const (
 	networkPoll = 10 * time.Second
@@ -19,6 +20,61 @@ const (
 // serials are the highest serial that was accepted of each network, by operator and id. They outlive a restart, or else an old file could be
 // replayed to a daemon that is restarted.
 type serials map[string]uint64
+
+// reload does what SIGHUP asks for.
+func (h *host) reload() {
+	h.networkChanged() // seen
+	h.logged("network file refused, the former one stays", h.reloadNetwork())
+	if h.again == nil {
+		return
+	}
+	c, err := h.again()
+	if err != nil {
+		h.logged("configuration refused, the former one stays", err)
+		return
+	}
+	h.reloadConfig(c)
+}
+
+func (h *host) logged(what string, err error) {
+	if err != nil {
+		h.log.Error(what, "err", err)
+	}
+}
+
+// reloadConfig follows a new configuration as far as that is possible without a restart, and says what needs one.
+func (h *host) reloadConfig(c *config.Config) {
+	now := *h.current.Load()
+	var later []string
+	for _, change := range config.Diff(&now, c) {
+		var err error
+		switch change.Key {
+		case "log.level": // done by who read the configuration
+			now.Log.Level = c.Log.Level
+		case "service":
+			now.Service = c.Service
+			err = h.setServices(c.Service)
+		case "dns.upstream":
+			if h.dns != nil {
+				err = h.dns.SetUpstream(c.DNS.Upstream)
+			}
+			if err == nil {
+				now.DNS.Upstream = c.DNS.Upstream
+			}
+		default:
+			later = append(later, change.Key)
+			continue
+		}
+		if err == nil {
+			h.log.Info("reloaded", "key", change.Key)
+		}
+		h.logged("cannot follow the configuration: "+change.Key, err)
+	}
+	h.current.Store(&now)
+	if len(later) > 0 {
+		h.log.Warn("restart to follow the configuration", "keys", later)
+	}
+}
 
 // readNetwork reads the network file and holds it against the serial that was accepted before, which it then raises. Errors leave everything as it was.
 func (h *host) readNetwork() (*netdb.NetworkFile, error) {

@@ -1,0 +1,199 @@
+package router
+
+import (
+	"errors"
+	"net/netip"
+	"slices"
+	"time"
+
+	"lokinetd/config"
+	"lokinetd/netif"
+	"lokinetd/router/key"
+	"lokinetd/router/netdb"
+	"lokinetd/router/packet"
+)
+
+// The identities of this host: what an endpoint needs of the TUN, and services that come and go with the configuration. For the start and the main loop's
+// goroutine; others read the list by host.endpoints.
+
+// openEndpoints makes the browsing endpoint and the services, and brings the TUN up with their addresses.
+func (h *host) openEndpoints() error {
+	c := h.config
+	h.served.Store(&[]*hostEndpoint{})
+	secret, err := key.Generate(), error(nil)
+	if c.Client.Key != "" {
+		if secret, err = loadOrMakeKey(c.Client.Key); err != nil {
+			return err
+		}
+	}
+	ec := h.endpointConfig("browsing", secret)
+	if err := h.addEndpoint(ec, &hostEndpoint{lasting: c.Client.Key != ""}, netif.BrowsingBits4, c.TUN.IPv4.Prefix, c.TUN.IPv6.Prefix); err != nil {
+		return err
+	}
+	for _, s := range c.Service {
+		if err := h.addService(s); err != nil {
+			return err
+		}
+	}
+	return h.applyAddresses()
+}
+
+// endpointConfig is what all endpoints have in common.
+func (h *host) endpointConfig(name string, secret *key.Secret) EndpointConfig {
+	p := &h.config.Paths
+	ec := EndpointConfig{Name: name, Secret: secret, Inbound: p.InboundPaths, InboundHops: p.InboundHops,
+		Outbound: p.OutboundPaths, ClientHops: p.ClientHops, RelayHops: p.RelayHops, Flags: netdb.FlagPFS}
+	if !h.config.TUN.IPv4.Off {
+		ec.Flags |= netdb.FlagIPv4
+	}
+	if !h.config.TUN.IPv6.Off && h.device.NoIPv6() == "" {
+		ec.Flags |= netdb.FlagIPv6
+	}
+	return ec
+}
+
+// addEndpoint makes he the endpoint of ec. Its ranges are own4 and own6, or where those are not valid the ones of its last run, or free ones. The TUN has them after
+// applyAddresses.
+func (h *host) addEndpoint(ec EndpointConfig, he *hostEndpoint, bits4 int, own4, own6 netip.Prefix) error {
+	he.Endpoint = &Endpoint{Config: ec}
+	taken, err := h.sys.prefixes(h.device.Name(), h.before.Unreachable)
+	if err != nil {
+		return err
+	}
+	taken = append(taken, h.ranges()...)
+	kept := h.kept[he.keepName()]
+	switch {
+	case ec.Flags&netdb.FlagIPv4 == 0:
+		own4 = netip.Prefix{}
+	case !own4.IsValid():
+		if own4, err = netif.FreeIPv4(taken, bits4, kept.IPv4); err != nil {
+			return err
+		}
+	}
+	switch {
+	case ec.Flags&netdb.FlagIPv6 == 0:
+		own6 = netip.Prefix{}
+	case !own6.IsValid():
+		if own6, err = netif.FreeIPv6(taken, netif.Bits6, kept.IPv6); err != nil {
+			return err
+		}
+	}
+	if he.addrs, err = netif.NewMap(he.Address(), own4, own6); err != nil {
+		return err
+	}
+	he.addrs.Restore(kept, time.Now())
+
+	// The session table and the place in the TUN need each other, and node and pump may run: until there is a place, nothing is delivered.
+	ec.Deliver = func(from key.Address, b *packet.Buffer) {
+		place := he.place.Load()
+		switch {
+		case he.pings.take(b):
+		case place == nil:
+			b.Release()
+		default:
+			place.Deliver(from, b)
+		}
+	}
+	ec.Undeliverable = func(to key.Address, b *packet.Buffer, _ error) {
+		if place := he.place.Load(); place != nil {
+			place.Refuse(to, b)
+		} else {
+			b.Release()
+		}
+	}
+	if he.Endpoint, err = h.node.AddEndpoint(ec); err != nil {
+		return err
+	}
+	in := netif.Inbound{}
+	if s := he.service.Load(); s != nil {
+		in = inbound(*s)
+	}
+	place, err := h.pump.Add(he.addrs, in, he)
+	if err != nil {
+		h.node.RemoveEndpoint(he.Endpoint)
+		return err
+	}
+	he.place.Store(place)
+	next := append(slices.Clone(*h.served.Load()), he)
+	h.served.Store(&next)
+	return nil
+}
+
+// ranges are the addresses of all endpoints, with the lengths of their ranges.
+func (h *host) ranges() (ps []netip.Prefix) {
+	for _, e := range h.endpoints {
+		_, own4, own6 := e.addrs.Self()
+		for _, p := range []netip.Prefix{own4, own6} {
+			if p.IsValid() {
+				ps = append(ps, p)
+			}
+		}
+	}
+	return ps
+}
+
+// applyAddresses gives the TUN the addresses of all endpoints. What they may give out is on disk before, for the start after a crash.
+func (h *host) applyAddresses() error {
+	if err := h.saveAddresses(time.Now()); err != nil {
+		return err
+	}
+	return h.device.Apply(h.ranges())
+}
+
+// addService makes the endpoint of a service.
+func (h *host) addService(s config.Service) error {
+	secret, err := loadOrMakeKey(s.Key)
+	if err != nil {
+		return err
+	}
+	ec := h.endpointConfig(s.Name, secret)
+	ec.Service = true
+	he := &hostEndpoint{lasting: true}
+	he.service.Store(&s)
+	return h.addEndpoint(ec, he, netif.ServiceBits4, netip.Prefix{}, netip.Prefix{})
+}
+
+// removeService says good-bye on the service's sessions and forgets it.
+func (h *host) removeService(e *hostEndpoint) {
+	next := slices.DeleteFunc(slices.Clone(*h.served.Load()), func(x *hostEndpoint) bool { return x == e })
+	h.served.Store(&next)
+	h.pump.Remove(e.place.Load())
+	h.node.RemoveEndpoint(e.Endpoint)
+}
+
+// setServices makes the services those of a new configuration. One whose name and key stay keeps its sessions. An error leaves out what it is about.
+func (h *host) setServices(want []config.Service) error {
+	var errs []error
+	for _, e := range *h.served.Load() {
+		old := e.service.Load()
+		if old != nil && !slices.ContainsFunc(want, func(s config.Service) bool { return s.Name == old.Name && s.Key == old.Key }) {
+			h.removeService(e)
+		}
+	}
+next:
+	for _, s := range want {
+		for _, e := range h.endpoints {
+			if old := e.service.Load(); old != nil && old.Name == s.Name {
+				e.service.Store(&s)
+				e.place.Load().SetInbound(inbound(s))
+				continue next
+			}
+		}
+		errs = append(errs, h.addService(s))
+	}
+	return errors.Join(append(errs, h.applyAddresses())...)
+}
+
+// inbound is what a service lets in.
+func inbound(s config.Service) netif.Inbound {
+	in := netif.Inbound{Echo: s.Echo}
+	for _, p := range s.Ports {
+		one := netif.Ports{First: p.Number, Last: p.Number}
+		if p.Proto == "tcp" {
+			in.TCP = append(in.TCP, one)
+		} else {
+			in.UDP = append(in.UDP, one)
+		}
+	}
+	return in
+}
