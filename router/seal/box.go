@@ -75,15 +75,9 @@ func boxCipher(own *ecdh.PrivateKey, other *ecdh.PublicKey, eph, recipient []byt
 		return nil, tagKey, fmt.Errorf("seal: box: %w", err)
 	}
 	defer clear(shared)
-	k, err := chacha20.HChaCha20(shared, make([]byte, 16))
-	if err != nil {
-		return nil, tagKey, fmt.Errorf("seal: box: %w", err)
-	}
+	k, _ := chacha20.HChaCha20(shared, make([]byte, 16)) // fails for other lengths only; so does the next
 	defer clear(k)
-	n := sum(chacha20.NonceSizeX, nil, [][]byte{eph, recipient})
-	if c, err = chacha20.NewUnauthenticatedCipher(k, n); err != nil {
-		return nil, tagKey, fmt.Errorf("seal: box: %w", err)
-	}
+	c, _ = chacha20.NewUnauthenticatedCipher(k, sum(chacha20.NonceSizeX, nil, [][]byte{eph, recipient}))
 	c.XORKeyStream(tagKey[:], tagKey[:])
 	return c, tagKey, nil
 }

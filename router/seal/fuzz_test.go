@@ -102,6 +102,12 @@ func FuzzKeys(f *testing.F) {
 		if len(x) != 32 {
 			return
 		}
+		if _, _, err := new(Ephemeral).Keys(i, r, 1, 2, [32]byte(x), c); err != errWiped {
+			t.Fatal(err)
+		}
+		if _, _, err := new(Response).Keys(i, r, 1, 2); err != errWiped {
+			t.Fatal(err)
+		}
 		// An initiator's X and M at a responder.
 		resp, err := Respond([32]byte(x), m)
 		if err == nil {
