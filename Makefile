@@ -6,7 +6,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := build
-.PHONY: build test check demo env fuzz fuzz-long bench soak clean help FORCE
+.PHONY: build test check demo env fuzz fuzz-long bench bench-go bench-net soak clean help FORCE
 
 FUZZTIME ?= 10s
 PKG ?= ./...
@@ -44,9 +44,29 @@ fuzz: .cache/env ## every fuzz target for FUZZTIME (10s)
 fuzz-long: ## every fuzz target for 10 minutes
 	@$(MAKE) fuzz FUZZTIME=10m
 
+# BENCH=quick measures everything once and shortly, BENCH_DOC=1 puts the report into docs/performance.md.
+ifeq ($(BENCH),quick)
+BENCHTIME ?= 100ms
+BENCHCOUNT ?= 1
+BENCHARGS ?= -rounds 1 -for 1s
+endif
 BENCHTIME ?= 1s
-bench: .cache/env ## all benchmarks (BENCHTIME=1s)
-	@$(with) go test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) $(PKG)
+BENCHCOUNT ?= 4
+BENCHARGS ?=
+bench: .cache/env ## all that is measured, beside Tor and wireguard-go: 20 minutes, as root (BENCH=quick: 4 minutes)
+	@$(MAKE) bench-go
+	@$(with) go test -run '^$$' -bench '^Benchmark(Forward|Cipher)$$' -benchmem -benchtime $(BENCHTIME) -count $(BENCHCOUNT) ./router/link ./router/seal | tee -a build/bench-go.txt
+	@$(MAKE) bench-net BENCHARGS="-micro build/bench-go.txt $(BENCHARGS)"
+
+bench-go: .cache/env ## all Go benchmarks (BENCHTIME=1s)
+	@mkdir -p build
+	@$(with) go test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) $(PKG) | tee build/bench-go.txt
+
+bench-net: .cache/env ## a relay alone and whole networks, beside Tor and wireguard-go (BENCHARGS='-only relay,lokinetd')
+	@mkdir -p build
+	@$(with) go test -tags bench -c -o build/bench.test ./cmd/lokinetd
+	@$(with) exec build/bench.test -test.run '^TestBench$$' -test.timeout 0 -out build -tor .cache/tor \
+		-commit "$$(git describe --tags --always --dirty 2>/dev/null || echo unknown)" $(if $(BENCH_DOC),-doc docs/performance.md) $(BENCHARGS)
 
 soak: .cache/env ## days of simulated time in the test network (build tag soak); takes hours
 	@$(with) go test -tags soak -run Soak -count 1 -timeout 0 -v ./router/testnet/

@@ -74,9 +74,11 @@ var testImports = map[string]string{
 
 // testMay are libraries that tests use beside the sole users.
 var testMay = map[string]string{
-	"github.com/quic-go/quic-go": "router/testnet",
-	"github.com/miekg/dns":       "router cmd/lokinetd",
-	"crypto/tls":                 "",
+	"github.com/quic-go/quic-go":     "router/testnet cmd/lokinetd", // cmd/lokinetd: the bench compares with it
+	"github.com/miekg/dns":           "router cmd/lokinetd",
+	"crypto/tls":                     "cmd/lokinetd",
+	"golang.zx2c4.com/wireguard":     "cmd/lokinetd",
+	"github.com/vishvananda/netlink": "cmd/lokinetd",
 }
 
 func TestLayers(t *testing.T) {

@@ -1,0 +1,520 @@
+//go:build bench
+
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Names of measurements. They are keys of the JSON file too.
+const (
+	oursName, torName, wgName = "lokinetd", "Tor", "wireguard-go"
+
+	aloneOurs, aloneBare, aloneRatio = "lokinetd relay", "bare quic-go", "lokinetd / bare"
+
+	aloneCPU     = "CPU per packet, us"
+	aloneRate    = "packets/s"
+	alonePerCore = "packets/s per core"
+	aloneBusy    = "CPU of the process, %"
+	aloneLoss    = "loss, %"
+	aloneSparse  = "CPU per packet at 2,000/s, us"
+	aloneBytes   = "bytes of a datagram"
+	aloneLink    = "memory per further link, kB"
+
+	tcp1Down  = "one TCP stream, down, Mbit/s"
+	tcp1Up    = "one TCP stream, up, Mbit/s"
+	tcp4Down  = "four TCP streams, down, Mbit/s"
+	tcp4Up    = "four TCP streams, up, Mbit/s"
+	tcp44Down = "four TCP streams on four circuits, down, Mbit/s"
+	tcp44Up   = "four TCP streams on four circuits, up, Mbit/s"
+
+	rttIdle = "RTT at rest, ms"
+	rttBulk = "RTT beside a bulk stream, ms"
+	tail    = ", 90th percentile"
+
+	coldStart  = "cold client start to first byte, ms"
+	warmStart  = "warm client start to first byte, ms"
+	dnsSession = "DNS answer with a new session, ms"
+	dnsCached  = "DNS answer from cache, ms"
+	atRest     = "CPU at rest, % of a core"
+)
+
+func costOf(name, role string) string {
+	switch role {
+	case "":
+		role = "all nodes"
+	default:
+		role = "the " + role
+	}
+	return "CPU s/GB of " + role + ", " + strings.TrimSuffix(name, ", Mbit/s")
+}
+
+func memoryOf(role, when string) string {
+	return fmt.Sprintf("RSS of the %s %s, MB", role, when)
+}
+
+func lossAt(mbps float64) string { return fmt.Sprintf("UDP loss at %g Mbit/s, %%", mbps) }
+
+// figure is one thing that was measured, of one system.
+type figure struct {
+	System, What string
+	Median       float64
+	Min, Max     float64
+	Samples      []float64
+}
+
+// micro is one Go benchmark.
+type micro struct {
+	Package, Name string
+	Values        map[string]float64 // by unit; the median of several runs
+	samples       map[string][]float64
+}
+
+// target is a line of the table of targets.
+type target struct {
+	Figure, Want string
+	Got          string
+	State        string // reached, not reached or not measured
+}
+
+// shares is a CPU profile: per cent by group of functions, and the most expensive functions.
+type shares struct {
+	Of     string
+	Groups map[string]float64
+	Top    []string
+}
+
+// report is what a run leaves.
+type report struct {
+	Date     time.Time
+	Rounds   int
+	Length   string
+	Took     string
+	Machine  [][2]string
+	Paths    map[string]string
+	Figures  []*figure
+	Micro    []*micro
+	Targets  []target
+	Profiles []shares
+	Problems []string
+}
+
+func newReport(rounds int, length time.Duration, commit string) *report {
+	r := &report{Date: time.Now().UTC(), Rounds: rounds, Length: length.String(), Paths: map[string]string{}}
+	var u unix.Utsname
+	unix.Uname(&u)
+	processor, memory := "", ""
+	for file, v := range map[string]*string{"/proc/cpuinfo": &processor, "/proc/meminfo": &memory} {
+		raw, _ := os.ReadFile(file)
+		for line := range strings.Lines(string(raw)) {
+			if k, text, _ := strings.Cut(line, ":"); *v == "" && (strings.HasPrefix(k, "model name") || k == "MemTotal") {
+				*v = strings.TrimSpace(text)
+			}
+		}
+	}
+	r.Machine = [][2]string{
+		{"date", r.Date.Format("2006-01-02 15:04 UTC")},
+		{"commit", cmp.Or(commit, "unknown")},
+		{"processor", fmt.Sprintf("%s, %d cores", processor, runtime.NumCPU())},
+		{"memory", memory},
+		{"kernel", unix.ByteSliceToString(u.Release[:])},
+		{"Go", runtime.Version() + " " + runtime.GOARCH},
+	}
+	return r
+}
+
+func (r *report) find(system, what string) *figure {
+	for _, f := range r.Figures {
+		if f.System == system && f.What == what {
+			return f
+		}
+	}
+	return nil
+}
+
+func (r *report) add(system, what string, v float64) {
+	if math.IsNaN(v) || math.IsInf(v, 0) {
+		return
+	}
+	f := r.find(system, what)
+	if f == nil {
+		f = &figure{System: system, What: what}
+		r.Figures = append(r.Figures, f)
+	}
+	f.Samples = append(f.Samples, v)
+	f.Median, f.Min, f.Max = median(f.Samples), slices.Min(f.Samples), slices.Max(f.Samples)
+}
+
+func median(all []float64) float64 {
+	s := slices.Sorted(slices.Values(all))
+	if len(s)%2 == 1 {
+		return s[len(s)/2]
+	}
+	return (s[len(s)/2-1] + s[len(s)/2]) / 2
+}
+
+// get is a median, and whether it was measured.
+func (r *report) get(system, what string) (float64, bool) {
+	if f := r.find(system, what); f != nil {
+		return f.Median, true
+	}
+	return 0, false
+}
+
+// readMicro reads the output of go test -bench.
+func (r *report) readMicro(file string) error {
+	raw, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	pkg := ""
+	for line := range strings.Lines(string(raw)) {
+		f := strings.Fields(line)
+		switch {
+		case len(f) == 2 && f[0] == "pkg:":
+			pkg = strings.TrimPrefix(f[1], "lokinetd/")
+		case len(f) > 3 && strings.HasPrefix(f[0], "Benchmark"):
+			name := regexp.MustCompile(`-\d+$`).ReplaceAllString(strings.TrimPrefix(f[0], "Benchmark"), "")
+			i := slices.IndexFunc(r.Micro, func(m *micro) bool { return m.Package == pkg && m.Name == name })
+			if i < 0 {
+				i = len(r.Micro)
+				r.Micro = append(r.Micro, &micro{Package: pkg, Name: name, Values: map[string]float64{}, samples: map[string][]float64{}})
+			}
+			m := r.Micro[i]
+			for k := 2; k+1 < len(f); k += 2 {
+				if v, err := strconv.ParseFloat(f[k], 64); err == nil {
+					m.samples[f[k+1]] = append(m.samples[f[k+1]], v)
+					m.Values[f[k+1]] = median(m.samples[f[k+1]])
+				}
+			}
+		}
+	}
+	return nil
+}
+
+func (r *report) microOf(pkg, name, unit string) (float64, bool) {
+	for _, m := range r.Micro {
+		if m.Package == pkg && m.Name == name {
+			v, ok := m.Values[unit]
+			return v, ok
+		}
+	}
+	return 0, false
+}
+
+// groups sort the functions of a profile, the first that matches.
+var groups = []struct {
+	name  string
+	match *regexp.Regexp
+}{
+	{"system calls", regexp.MustCompile(`^(internal/runtime/)?syscall\.|^runtime/internal/syscall|^golang.org/x/sys/unix\.|^runtime\.(futex|epoll|usleep|write1|read)`)},
+	{"ciphers", regexp.MustCompile(`crypto|aes|gcm|chacha|poly1305|blake2`)},
+	{"allocation and collection", regexp.MustCompile(`^runtime\.(.*(malloc|gc|GC|scan|mark|sweep|greyobject|heapBits|mspan|mcache|mcentral|mheap|memclr|newobject|makeslice|growslice|wbBuf|nextFree|findObject|spanOf|arena|typePointers|bulkBarrier))|^sync\.\(\*Pool`)},
+	{"scheduler and timers", regexp.MustCompile(`^runtime\.|^sync|^internal/sync|^internal/poll|^time\.|^internal/runtime|^context`)},
+	{"quic-go", regexp.MustCompile(`quic-go`)},
+	{"wireguard's TUN", regexp.MustCompile(`wireguard`)},
+	{"lokinetd", regexp.MustCompile(`^lokinetd/`)},
+}
+
+// readProfiles summarises the profiles in a directory.
+func (r *report) readProfiles(dir string) {
+	exe, err := os.Executable()
+	files, _ := filepath.Glob(filepath.Join(dir, "*.prof"))
+	for _, file := range files {
+		var out []byte
+		if err == nil {
+			out, err = exec.Command("go", "tool", "pprof", "-top", "-nodecount=100000", "-nodefraction=0", "-edgefraction=0", exe, file).Output()
+		}
+		if err != nil {
+			r.Problems = append(r.Problems, fmt.Sprintf("go tool pprof %s: %v", file, err))
+			return
+		}
+		s := shares{Of: strings.TrimSuffix(filepath.Base(file), ".prof"), Groups: map[string]float64{}}
+		for in := bufio.NewScanner(bytes.NewReader(out)); in.Scan(); {
+			f := strings.Fields(in.Text()) // flat flat% sum% cum cum% name
+			if len(f) < 6 || !strings.HasSuffix(f[1], "%") {
+				continue
+			}
+			name := strings.Join(f[5:], " ")
+			flat, _ := strconv.ParseFloat(strings.TrimSuffix(f[1], "%"), 64)
+			group := "the rest"
+			for _, g := range groups {
+				if g.match.MatchString(name) {
+					group = g.name
+					break
+				}
+			}
+			s.Groups[group] += flat
+			if len(s.Top) < 15 {
+				s.Top = append(s.Top, fmt.Sprintf("%6s %6s  %s", f[1], f[4], name))
+			}
+		}
+		r.Profiles = append(r.Profiles, s)
+	}
+}
+
+// finish judges the targets of the issue.
+func (r *report) finish() {
+	r.Took = time.Since(r.Date).Round(time.Second).String()
+	judge := func(figure, want string, v float64, measured, reached bool, format string) {
+		t := target{Figure: figure, Want: want, Got: "-", State: "not measured"}
+		if measured {
+			t.Got, t.State = fmt.Sprintf(format, v), "not reached"
+			if reached {
+				t.State = "reached"
+			}
+		}
+		r.Targets = append(r.Targets, t)
+	}
+	most := func(figure, want string, limit float64, format string) func(float64, bool) {
+		return func(v float64, ok bool) { judge(figure, want, v, ok, v <= limit, format) }
+	}
+	ratio := func(x float64, okX bool, y float64, okY bool) (float64, bool) { return x / y, okX && okY && y > 0 }
+	ofTor := func(ours, tors string) (float64, bool) {
+		x, okX := r.get(oursName, ours)
+		y, okY := r.get(torName, tors)
+		return ratio(x, okX, y, okY)
+	}
+	most("relay alone, ours / bare quic-go", "<= 1.15", 1.15, "%.2f")(r.get(aloneRatio, aloneCPU))
+	most("relay alone, CPU per forwarded 1,200-byte packet", "<= 15 us", 15, "%.1f us")(r.get(aloneOurs, aloneCPU))
+	most("the same with the bulk way", "<= 8 us", 8, "%.1f us")(r.get(aloneOurs, aloneCPU))
+	link, okLink := r.microOf("router/link", "Forward/link", "cpu-ns/op")
+	bare, okBare := r.microOf("router/link", "Forward/bare", "cpu-ns/op")
+	most("our link / bare quic-go datagram, CPU per packet", "<= 1.10", 1.10, "%.2f")(ratio(link, okLink, bare, okBare))
+	layer, ok := r.microOf("router/seal", "Cipher/Stream/1200", "ns/call")
+	most("one cipher layer, 1,200 bytes", "<= 0.8 us", 800, "%.0f ns")(layer, ok)
+	for _, x := range []struct {
+		figure, ours, tors string
+		times              float64
+	}{
+		{"one TCP stream, down / Tor's", tcp1Down, tcp1Down, 2}, {"one TCP stream, up / Tor's", tcp1Up, tcp1Up, 2},
+		{"four streams, down / Tor's on one circuit", tcp4Down, tcp4Down, 4},
+	} {
+		v, ok := ofTor(x.ours, x.tors)
+		judge(x.figure, fmt.Sprintf(">= %g", x.times), v, ok, v >= x.times, "%.1f")
+	}
+	v, ok := ofTor(costOf(tcp1Down, ""), costOf(tcp1Down, ""))
+	judge("CPU s/GB, all nodes / Tor's", "< 1", v, ok, v < 1, "%.2f")
+	most("RTT at rest", "<= 3 ms", 3, "%.1f ms")(r.get(oursName, rttIdle))
+	most("RTT beside a bulk stream", "<= 25 ms", 25, "%.1f ms")(r.get(oursName, rttBulk))
+	most("cold client start to first byte of a page", "<= 400 ms", 400, "%.0f ms")(r.get(oursName, coldStart))
+	most("DNS answer from cache", "<= 0.2 ms", 0.2, "%.3f ms")(r.get(oursName, dnsCached))
+	most("DNS answer with a new session", "<= 100 ms", 100, "%.0f ms")(r.get(oursName, dnsSession))
+	most("RSS of a client with 4 edges", "<= 30 MB", 30, "%.1f MB")(r.get(oursName, memoryOf("client", "at rest")))
+	most("RSS of a relay with 9 peers (the fullest)", "<= 30 MB", 30, "%.1f MB")(r.get(oursName, memoryOf("relays", "at rest")))
+	most("RSS of each further link", "<= 150 kB", 150, "%.0f kB")(r.get(aloneOurs, aloneLink))
+	judge("RSS of a relay with 10,000 hops", "<= 80 MB", 0, false, false, "")
+}
+
+const (
+	docBegin = "<!-- bench: from here to the next mark, make bench BENCH_DOC=1 writes -->\n"
+	docEnd   = "<!-- bench: end -->\n"
+)
+
+// write leaves bench.txt and bench.json, prints the former, and puts it into a document.
+func (r *report) write(dir, doc string) error {
+	text := r.text()
+	fmt.Print(text)
+	raw, err := json.MarshalIndent(r, "", "  ")
+	err = errors.Join(err, os.WriteFile(filepath.Join(dir, "bench.txt"), []byte(text), 0o644), os.WriteFile(filepath.Join(dir, "bench.json"), raw, 0o644))
+	if doc == "" || err != nil {
+		return err
+	}
+	old, err := os.ReadFile(doc)
+	if err != nil {
+		return err
+	}
+	head, rest, found := strings.Cut(string(old), docBegin)
+	_, foot, found2 := strings.Cut(rest, docEnd)
+	if !found || !found2 {
+		return fmt.Errorf("%s has no marks of the bench", doc)
+	}
+	return os.WriteFile(doc, []byte(head+docBegin+"\n"+text+"\n"+docEnd+foot), 0o644)
+}
+
+// text is the report in Markdown.
+func (r *report) text() string {
+	var w strings.Builder
+	fmt.Fprintf(&w, "## The last run\n\n")
+	for _, m := range r.Machine {
+		fmt.Fprintf(&w, "- %s: %s\n", m[0], m[1])
+	}
+	fmt.Fprintf(&w, "- medians of %d rounds, %s each measurement; %s in all\n", r.Rounds, r.Length, r.Took)
+	for _, p := range r.Problems {
+		fmt.Fprintf(&w, "- **not measured**: %s\n", strings.ReplaceAll(p, "\n", " "))
+	}
+
+	fmt.Fprintf(&w, "\n### Targets\n\n")
+	rows := [][]string{{"figure", "target", "measured", ""}}
+	for _, t := range r.Targets {
+		rows = append(rows, []string{t.Figure, t.Want, t.Got, t.State})
+	}
+	table(&w, rows)
+
+	var whats []string
+	for _, f := range r.Figures {
+		if !slices.Contains(whats, f.What) && f.What != atRest {
+			whats = append(whats, f.What)
+		}
+	}
+	if r.find(aloneOurs, aloneCPU) != nil || r.find(aloneBare, aloneCPU) != nil {
+		fmt.Fprintf(&w, "\n### A relay alone\n\n")
+		rows = [][]string{{"", aloneBare, aloneOurs, "ours / bare"}}
+		for _, what := range []string{aloneCPU, alonePerCore, aloneRate, aloneBusy, aloneLoss, aloneSparse, aloneBytes, aloneLink} {
+			ratio := r.ratio(aloneOurs, aloneBare, what)
+			if what == aloneCPU {
+				ratio = r.cell(aloneRatio, what)
+			}
+			rows = append(rows, []string{what, r.cell(aloneBare, what), r.cell(aloneOurs, what), ratio})
+		}
+		table(&w, rows)
+	}
+
+	if len(r.Paths) > 0 {
+		fmt.Fprintf(&w, "\n### Whole networks side by side\n\nMedian, smallest and largest of the rounds in brackets.\n\n")
+		rows = [][]string{{"", oursName, torName, wgName, "ours / Tor", "ours / wireguard-go"}}
+		for _, what := range append(whats, atRest) {
+			if r.find(oursName, what) == nil && r.find(torName, what) == nil && r.find(wgName, what) == nil {
+				continue
+			}
+			toTor := r.ratio(oursName, torName, what)
+			switch what { // Tor can do better with more circuits: said, not hidden
+			case tcp44Down:
+				toTor = r.ratioOf(oursName, tcp4Down, torName, tcp44Down)
+			case tcp44Up:
+				toTor = r.ratioOf(oursName, tcp4Up, torName, tcp44Up)
+			}
+			rows = append(rows, []string{what, r.cell(oursName, what), r.cell(torName, what), r.cell(wgName, what), toTor, r.ratio(oursName, wgName, what)})
+		}
+		table(&w, rows)
+		fmt.Fprintf(&w, "\nHops and circuits, as the programs tell:\n\n")
+		for _, s := range []string{oursName, torName, wgName} {
+			if r.Paths[s] != "" {
+				fmt.Fprintf(&w, "- %s: %s\n", s, r.Paths[s])
+			}
+		}
+	}
+
+	if len(r.Profiles) > 0 {
+		fmt.Fprintf(&w, "\n### Where the time goes\n\nCPU profiles by group of functions, %% of samples: `alone` is the relay alone; the others are the busiest relay, the client (guest) and the service (host) of the network under one TCP stream down.\n\n")
+		head := []string{""}
+		for _, p := range r.Profiles {
+			head = append(head, p.Of)
+		}
+		rows = [][]string{head}
+		for _, g := range append(groups[:len(groups):len(groups)], struct {
+			name  string
+			match *regexp.Regexp
+		}{"the rest", nil}) {
+			row := []string{g.name}
+			for _, p := range r.Profiles {
+				row = append(row, fmt.Sprintf("%.0f", p.Groups[g.name]))
+			}
+			rows = append(rows, row)
+		}
+		table(&w, rows)
+		for _, p := range r.Profiles {
+			fmt.Fprintf(&w, "\n%s, dearest functions (alone, with what they call):\n\n```\n%s\n```\n", p.Of, strings.Join(p.Top, "\n"))
+		}
+	}
+
+	if len(r.Micro) > 0 {
+		fmt.Fprintf(&w, "\n### Go benchmarks\n\n")
+		rows = [][]string{{"", "ns", "B", "allocations", "more"}}
+		for _, m := range r.Micro {
+			row := []string{m.Package + " " + m.Name}
+			for _, unit := range []string{"ns/op", "B/op", "allocs/op"} {
+				text := ""
+				if v, ok := m.Values[unit]; ok && !(unit == "ns/op" && v == 0) {
+					text = short(v)
+				}
+				row = append(row, text)
+			}
+			var more []string
+			for unit, v := range m.Values {
+				if !slices.Contains([]string{"ns/op", "B/op", "allocs/op"}, unit) {
+					more = append(more, short(v)+" "+unit)
+				}
+			}
+			slices.Sort(more)
+			rows = append(rows, append(row, strings.Join(more, ", ")))
+		}
+		table(&w, rows)
+	}
+	return w.String()
+}
+
+// cell is a median with its range.
+func (r *report) cell(system, what string) string {
+	f := r.find(system, what)
+	switch {
+	case f == nil:
+		return "-"
+	case len(f.Samples) == 1:
+		return short(f.Median)
+	}
+	return fmt.Sprintf("%s [%s-%s]", short(f.Median), short(f.Min), short(f.Max))
+}
+
+func (r *report) ratio(x, y, what string) string { return r.ratioOf(x, what, y, what) }
+
+func (r *report) ratioOf(x, whatX, y, whatY string) string {
+	a, okA := r.get(x, whatX)
+	b, okB := r.get(y, whatY)
+	if !okA || !okB || b == 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%.2f", a/b)
+}
+
+// short prints three figures.
+func short(v float64) string {
+	switch {
+	case v == 0:
+		return "0"
+	case math.Abs(v) >= 100:
+		return strconv.FormatFloat(v, 'f', 0, 64)
+	case math.Abs(v) >= 10:
+		return strconv.FormatFloat(v, 'f', 1, 64)
+	}
+	return strconv.FormatFloat(v, 'g', 3, 64)
+}
+
+// table prints rows, the first is the head, so that they can be read as text and as Markdown.
+func table(w *strings.Builder, rows [][]string) {
+	wide := make([]int, len(rows[0]))
+	for _, row := range rows {
+		for i, c := range row {
+			wide[i] = max(wide[i], len(c))
+		}
+	}
+	for n, row := range rows {
+		for i, c := range row {
+			fmt.Fprintf(w, "| %-*s ", wide[i], c)
+		}
+		w.WriteString("|\n")
+		if n == 0 {
+			for i := range row {
+				w.WriteString("|" + strings.Repeat("-", wide[i]+2))
+			}
+			w.WriteString("|\n")
+		}
+	}
+}
