@@ -118,6 +118,8 @@ func FuzzPublic(f *testing.F) {
 		p := FromSeed(counting(from)).Public()
 		f.Add(p[:], sig[:])
 	}
+	// Under the identity as key, R = s*B with any s is a signature of any message; see TestBadPublicKeys.
+	f.Add(testkit.Hex(f, torsion[0]), append(edwards25519.NewGeneratorPoint().Bytes(), scalarOne().Bytes()...))
 	order8 := testkit.Hex(f, torsion[4])
 	f.Fuzz(func(t *testing.T, b, sig []byte) {
 		if len(b) != 32 {

@@ -413,7 +413,7 @@ func samples() (ps [][]byte) {
 	ps = append(ps,
 		testkit.IP4(randAddr(r, 4), randAddr(r, 4), 17, []byte{1, 1, 148, 4, 0, 0, 0, 9}, udp),                                                // no operation, router alert, end
 		testkit.IP6(randAddr(r, 6), randAddr(r, 6), 60, 17, []byte{17, 1, 0, 0, 1, 2, 0, 0, 5, 2, 0, 0, 0, 0, 0, 0}, udp),                     // destination options with padding
-		testkit.IP6(randAddr(r, 6), randAddr(r, 6), 44, 17, []byte{17, 0, 0, 9, 0, 0, 0, 1}, udp),                                             // a later fragment
+		testkit.IP6(randAddr(r, 6), randAddr(r, 6), 44, 17, []byte{17, 0, 0, 15, 0, 0, 0, 1}, udp),                                            // a later fragment, reserved bits set
 		testkit.IP6(randAddr(r, 6), randAddr(r, 6), 44, 17, []byte{17, 0, 0, 1, 0, 0, 0, 1}, udp),                                             // a first one
 		testkit.IP4(randAddr(r, 4), randAddr(r, 4), 1, nil, append([]byte{11, 0, 0, 0, 0, 9, 0, 0}, ps[5]...)),                                // with extensions
 		testkit.IP6(randAddr(r, 6), randAddr(r, 6), 58, 58, nil, append([]byte{3, 0, 0, 0, 9, 0, 0, 0}, ps[9]...)),                            // the same
