@@ -33,11 +33,17 @@ type chooser struct {
 	profile *profile
 	black   map[key.Public]bool
 	edges   []edge
+	wary    bool // avoid relays of paths that fell silent
+}
+
+// bad says whether a relay is to be avoided, with an allowance of time-outs.
+func (c *chooser) bad(id key.Public, allowance int) bool {
+	return c.profile.bad(id, allowance) || c.wary && c.profile.silentAt(id, c.now)
 }
 
 // usable says whether a random draw may give a relay, with an allowance of time-outs.
 func (c *chooser) usable(r *netdb.RelayContact, allowance int) bool {
-	return !r.Expired(c.now) && !c.black[r.ID] && !c.profile.bad(r.ID, allowance)
+	return !r.Expired(c.now) && !c.black[r.ID] && !c.bad(r.ID, allowance)
 }
 
 // network is the one that r is in, as far as uniqueness goes; the zero prefix when it does not matter.
@@ -67,7 +73,7 @@ func (c *chooser) take(t *taken, r *netdb.RelayContact) {
 
 // fits is the filter F of section 6.2.
 func (c *chooser) fits(t *taken, r *netdb.RelayContact) bool {
-	return !t.ids[r.ID] && !t.networks[c.network(r)] && !c.profile.bad(r.ID, allowHop)
+	return !t.ids[r.ID] && !t.networks[c.network(r)] && !c.bad(r.ID, allowHop)
 }
 
 // path chooses the way to a last relay over n hops, sometimes n + 1: the edge first. The last relay itself is the caller's choice and not
@@ -127,7 +133,7 @@ func (c *chooser) edge(t *taken, last key.Public) (e edge, extend, ok bool) {
 func (c *chooser) anyEdge(ok func(*netdb.RelayContact) bool) (edge, bool) {
 	var fit []edge
 	for _, e := range c.edges {
-		if !c.profile.bad(e.contact.ID, allowEdge) && ok(e.contact) {
+		if !c.bad(e.contact.ID, allowEdge) && ok(e.contact) {
 			fit = append(fit, e)
 		}
 	}

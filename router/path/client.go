@@ -3,6 +3,7 @@ package path
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -46,8 +47,8 @@ type ClientConfig struct {
 // Client is the client's side: edges, and the paths of all pools over them. Safe for concurrent use. Its owner reports connections with
 // EdgeUp and EdgeDown, brings what comes in over them, calls Tick every 250 ms, and calls Close.
 //
-// Builds and pings wait for answers in goroutines of the Client: one for each path under way, and three at most for each path that is up, at the default interval. Close
-// waits for them.
+// Builds and pings wait for answers in goroutines of the Client: one for each path under way, and three at most for each path that is up, at the default interval; fifteen
+// more for one that is examined. Close waits for them.
 type Client struct {
 	opt     Options
 	store   *netdb.Store
@@ -58,6 +59,8 @@ type Client struct {
 	profile profile
 	basis   time.Time
 	count   clientCounters
+	sign    atomic.Int64 // when anybody answered a ping at last, since basis
+	asked   atomic.Int64 // when all edges were asked for one at last, since basis
 
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -87,6 +90,7 @@ func NewClient(c ClientConfig) *Client {
 		edges: make(map[key.Public]Link), links: make(map[Link]key.Public),
 		paths: make(map[ID]*Path), pools: make(map[*Pool]struct{}),
 	}
+	cl.asked.Store(-int64(time.Hour))
 	cl.ctx, cl.cancel = context.WithCancel(context.Background())
 	return cl
 }
@@ -228,7 +232,7 @@ func (c *Client) allPools() []*Pool {
 
 // chooser gives the world for a choice of relays; false while no builds may happen.
 func (c *Client) chooser(now time.Time) (chooser, bool) {
-	ch := chooser{store: c.store, now: now, unique: c.opt.UniqueRange, profile: &c.profile, black: c.black}
+	ch := chooser{store: c.store, now: now, unique: c.opt.UniqueRange, profile: &c.profile, black: c.black, wary: true}
 	c.mu.RLock()
 	defer c.mu.RUnlock()
 	if c.closed || !c.connected {
@@ -252,6 +256,33 @@ func (c *Client) register(p *Path) bool {
 	c.paths[p.edge] = p
 	return true
 }
+
+// askEdges asks all edges for a sign of life, unless that was done just now. It returns when, as sign counts.
+func (c *Client) askEdges(now time.Time) int64 {
+	const often = int64(500 * time.Millisecond)
+	at := int64(now.Sub(c.basis))
+	if last := c.asked.Load(); at-last < often || !c.asked.CompareAndSwap(last, at) {
+		return c.asked.Load()
+	}
+	c.mu.RLock()
+	links := maps.Clone(c.links)
+	c.mu.RUnlock()
+	for l, id := range links {
+		c.start(func() {
+			ctx, cancel := context.WithTimeout(c.ctx, requestTimeout)
+			defer cancel()
+			_, err := l.Request(ctx, nameEdge, nil)
+			if _, refused := remoteBody(err); err == nil || refused {
+				c.heard()
+				c.profile.alive([]key.Public{id})
+			}
+		})
+	}
+	return at
+}
+
+// heard notes a sign of life of somebody.
+func (c *Client) heard() { c.sign.Store(int64(time.Since(c.basis))) }
 
 func (c *Client) unregister(p *Path) {
 	c.mu.Lock()
@@ -362,6 +393,7 @@ type ClientStats struct {
 	Pings         uint64
 	PingsMissed   uint64
 	PingsRefused  uint64
+	PathsExamined uint64 // given up because they were silent while others were not
 
 	DroppedShort   uint64
 	DroppedLong    uint64
@@ -372,7 +404,7 @@ type ClientStats struct {
 }
 
 type clientCounters struct {
-	Builds, BuildsUp, BuildsRefused, BuildsSilent, BuildsUnfit, Pings, PingsMissed, PingsRefused atomic.Uint64
+	Builds, BuildsUp, BuildsRefused, BuildsSilent, BuildsUnfit, Pings, PingsMissed, PingsRefused, PathsExamined atomic.Uint64
 
 	DroppedShort, DroppedLong, DroppedUnknown, DroppedForeign, DroppedType, DroppedDead atomic.Uint64
 }
@@ -382,7 +414,7 @@ func (c *Client) Stats() ClientStats {
 	n := &c.count
 	return ClientStats{
 		Builds: n.Builds.Load(), BuildsUp: n.BuildsUp.Load(), BuildsRefused: n.BuildsRefused.Load(), BuildsSilent: n.BuildsSilent.Load(),
-		BuildsUnfit: n.BuildsUnfit.Load(), Pings: n.Pings.Load(), PingsMissed: n.PingsMissed.Load(), PingsRefused: n.PingsRefused.Load(),
+		BuildsUnfit: n.BuildsUnfit.Load(), Pings: n.Pings.Load(), PingsMissed: n.PingsMissed.Load(), PingsRefused: n.PingsRefused.Load(), PathsExamined: n.PathsExamined.Load(),
 		DroppedShort: n.DroppedShort.Load(), DroppedLong: n.DroppedLong.Load(), DroppedUnknown: n.DroppedUnknown.Load(),
 		DroppedForeign: n.DroppedForeign.Load(), DroppedType: n.DroppedType.Load(), DroppedDead: n.DroppedDead.Load(),
 	}

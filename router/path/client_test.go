@@ -365,8 +365,12 @@ type script struct {
 }
 
 func (l *script) Request(ctx context.Context, name string, body []byte) ([]byte, error) {
-	if name == nameBuild {
+	switch name {
+	case nameBuild:
 		return status(textOK), nil
+	case nameEdge:
+		<-ctx.Done()
+		return nil, ctx.Err()
 	}
 	says := "silence"
 	if l.next < len(l.pings) {
@@ -405,8 +409,9 @@ func TestPings(t *testing.T) {
 		{"silence", nil, Silent, 35 * time.Second}, // 5 s a ping, the sixth one lasts 10 s
 		{"error", []string{"error"}, Refused, 100 * time.Millisecond},
 		{"error later", []string{string(ok), string(ok), "error"}, Refused, 10*time.Second + 100*time.Millisecond},
-		// The answer to the sixth comes before the fifth has been waited for, which counts again as the first.
-		{"five silent, one answered", append(many("silence", 5), string(ok)), Silent, 60 * time.Second},
+		// Six of the interval and, since all are late, eleven of the examination between them. The answer to the last comes before the one before it has been waited for, which counts
+		// again as the first.
+		{"silent, then one answered", append(many("silence", 16), string(ok)), Silent, 60 * time.Second},
 		{"another answer is one", append(many("forged", 5), "d1:!5:ERRORe"), Silent, 30*time.Second + 35*time.Second},
 		{"forged", many("forged", 6), Silent, 25*time.Second + 100*time.Millisecond},
 		{"short", many("short", 6), Silent, 25*time.Second + 100*time.Millisecond},

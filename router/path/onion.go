@@ -51,6 +51,7 @@ const (
 // Names of the requests that belong to paths (protocol 2 section 7).
 const (
 	nameBuild   = "path_build"
+	nameEdge    = "ping" // of the link, which any relay answers (protocol 2 section 7.1)
 	nameControl = "path_control"
 	nameSession = "session_control"
 	methodPing  = "path_ping"

@@ -31,8 +31,11 @@ type Path struct {
 	received atomic.Uint64
 
 	// Under pool.mu.
+	began    time.Time // the build
 	nextPing time.Time
-	missed   int // pings unanswered in a row
+	missed   int    // pings unanswered in a row
+	answered uint64 // pings
+	suspect  bool   // it is examined
 	rtt      rtt
 }
 

@@ -331,8 +331,17 @@ func (p *Pool) build(now time.Time) (missing key.Public) {
 	if !ok {
 		return missing
 	}
+	for _, path := range p.paths {
+		if path.state.Load() == pathBuilding && now.Sub(path.began) >= slowBuild {
+			p.client.profile.fellSilent(path.relays, now)
+		}
+	}
 	for range needed {
 		path, err := p.plan(&ch, intros, now)
+		if err != nil && ch.wary { // rather over relays that may be dead than not at all
+			ch.wary = false
+			path, err = p.plan(&ch, intros, now)
+		}
 		if err != nil {
 			// The others would fail like this one.
 			p.client.count.BuildsUnfit.Add(1)
@@ -343,6 +352,7 @@ func (p *Pool) build(now time.Time) (missing key.Public) {
 			}
 			return missing
 		}
+		path.began = now
 		p.paths = append(p.paths, path)
 		if !p.client.start(func() { p.attempt(path) }) {
 			p.setState(path, pathDown, Dropped)
@@ -359,6 +369,8 @@ func (p *Pool) fail(now time.Time) {
 }
 
 // needed says how many more paths there should be, and which introductions they may go to.
+//
+// A build that was not answered for 3 s may never be: another one is begun beside it, as long as there are no more than twice as many as wanted under way.
 //
 // What does not count: an inbound path that no remote would choose any more, less than a minute before its end; the reference counts it, and has one
 // path less until the next one is built. An outbound path that ends within AcceptableExpiry; if it is the current one it counts for a while yet.
@@ -380,10 +392,13 @@ func (p *Pool) needed(now time.Time) (n int, intros []netdb.Intro) {
 		}
 	}
 	n = p.cfg.Want
+	under := 0
 	for _, path := range p.paths {
 		switch path.state.Load() {
 		case pathBuilding:
-			n--
+			if under++; now.Sub(path.began) < slowBuild || under > p.cfg.Want {
+				n--
+			}
 		case pathUp:
 			left := path.left(now)
 			if left >= horizon || path == p.current && left >= opt.MinExpiry {
@@ -456,7 +471,7 @@ func (p *Pool) introduce(ch *chooser, intros []netdb.Intro) netdb.Intro {
 		}
 	}
 	worth := func(id key.Public) int {
-		if ch.profile.bad(id, allowHop) {
+		if ch.bad(id, allowHop) {
 			return len(p.paths) + ours[id] + 1
 		}
 		return ours[id]
@@ -533,7 +548,85 @@ func describe(err error) string {
 	return err.Error()
 }
 
-// ping begins the pings that are due (protocol 3 section 6.5).
+// How paths are tested.
+//
+// Each is pinged every PingInterval, and given up when more than MaxMissedPings in a row were not answered within 10 s (protocol 3 section 6.5). A path that died without a
+// word is found so after 35 s. We do not wait so long: when a ping is late, or when somebody who sends over the path hears nothing (Suspect), the path is
+// examined by three pings at short intervals, and given up when nothing at all comes over it, provided that an edge or another path was heard meanwhile: when all are silent
+// it is our own network that is away, and the paths are likely to be there when it is back.
+
+const (
+	quickPings  = 3
+	minPatience = 750 * time.Millisecond
+	maxPatience = 5 * time.Second
+	slowBuild   = 3 * time.Second
+)
+
+// patience is how long an answer to a ping may take before it is late. pool.mu is held.
+func (path *Path) patience() time.Duration {
+	if path.rtt.n == 0 {
+		return maxPatience / 2
+	}
+	return min(max(minPatience, 4*(path.rtt.mean()+path.rtt.jitter())), maxPatience)
+}
+
+// Suspect has the path examined: its user sends over it and hears nothing. To say so again meanwhile changes nothing.
+func (p *Path) Suspect() {
+	p.pool.mu.Lock()
+	defer p.pool.mu.Unlock()
+	p.pool.suspect(p)
+}
+
+func (p *Pool) suspect(path *Path) {
+	if path.state.Load() != pathUp || path.suspect || p.closed {
+		return
+	}
+	path.suspect = true
+	if !p.client.start(func() { p.examine(path) }) {
+		path.suspect = false
+	}
+}
+
+// examine ends when the path is found alive or dead.
+func (p *Pool) examine(path *Path) {
+	p.mu.Lock()
+	wait, heard := path.patience(), path.heard()
+	p.mu.Unlock()
+	asked := p.client.askEdges(time.Now())
+	for n := 1; ; n++ {
+		p.client.start(func() { p.pinged(path, false) })
+		pause := wait
+		if n < quickPings {
+			pause = wait / quickPings
+		}
+		select {
+		case <-time.After(pause):
+		case <-p.ctx.Done():
+			return
+		}
+		p.mu.Lock()
+		switch {
+		case path.state.Load() != pathUp, path.heard() != heard:
+			path.suspect = false
+		case n >= quickPings && p.client.sign.Load() > asked:
+			path.suspect = false
+			p.client.count.PathsExamined.Add(1)
+			p.client.profile.fellSilent(path.relays, time.Now())
+			p.setState(path, pathDown, Silent)
+		}
+		done := !path.suspect
+		p.mu.Unlock()
+		if done {
+			p.Tick(time.Now()) // the next one at once
+			return
+		}
+	}
+}
+
+// heard counts all that came over the path. pool.mu is held.
+func (path *Path) heard() uint64 { return path.received.Load() + path.answered }
+
+// ping begins the pings that are due.
 func (p *Pool) ping(now time.Time) {
 	for _, path := range p.paths {
 		if path.state.Load() != pathUp || now.Before(path.nextPing) {
@@ -541,12 +634,16 @@ func (p *Pool) ping(now time.Time) {
 		}
 		// A little less than the interval, or the tick after it would be the one.
 		path.nextPing = now.Add(p.client.opt.PingInterval - 20*time.Millisecond)
-		p.client.start(func() { p.pinged(path) })
+		late := path.patience()
+		p.client.start(func() {
+			defer time.AfterFunc(late, path.Suspect).Stop()
+			p.pinged(path, true)
+		})
 	}
 }
 
-// pinged sends one ping and acts on what becomes of it.
-func (p *Pool) pinged(path *Path) {
+// pinged sends one ping and acts on what becomes of it. Those of an examination do not count as missed.
+func (p *Pool) pinged(path *Path, counts bool) {
 	c := p.client
 	c.count.Pings.Add(1)
 	began := time.Now()
@@ -561,11 +658,14 @@ func (p *Pool) pinged(path *Path) {
 	switch {
 	case err == nil:
 		path.missed = 0
+		path.answered++
 		path.rtt.add(time.Since(began))
+		c.heard()
+		c.profile.alive(path.relays)
 	case refused:
 		c.count.PingsRefused.Add(1)
 		p.setState(path, pathDown, Refused)
-	default:
+	case counts:
 		c.count.PingsMissed.Add(1)
 		path.missed++
 		if path.missed > c.opt.MaxMissedPings {

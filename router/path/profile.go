@@ -17,6 +17,41 @@ type profile struct {
 	mu       sync.Mutex
 	timeouts map[key.Public]int
 	halved   time.Time
+	silent   map[key.Public]time.Time // relays of paths that fell silent lately, one of which is to blame; kept also when the profile is off
+}
+
+// silentTime is how long a relay is avoided, where there are others, because a path over it fell silent.
+const silentTime = 2 * time.Minute
+
+// fellSilent notes that nothing comes over a path.
+func (p *profile) fellSilent(hops []key.Public, now time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.silent == nil {
+		p.silent = make(map[key.Public]time.Time)
+	}
+	for _, id := range hops {
+		p.silent[id] = now
+	}
+}
+
+// alive notes that a path was heard: its relays are not to blame.
+func (p *profile) alive(hops []key.Public) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.silent) == 0 {
+		return
+	}
+	for _, id := range hops {
+		delete(p.silent, id)
+	}
+}
+
+func (p *profile) silentAt(id key.Public, now time.Time) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	since, ok := p.silent[id]
+	return ok && now.Sub(since) < silentTime
 }
 
 // How many time-outs are allowed (section 6.1): any relay is in the way of more builds when it is an edge.
@@ -68,6 +103,11 @@ func (p *profile) bad(id key.Public, allowance int) bool {
 func (p *profile) decay(now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	for id, since := range p.silent {
+		if now.Sub(since) >= silentTime {
+			delete(p.silent, id)
+		}
+	}
 	if len(p.timeouts) == 0 || p.halved.IsZero() {
 		p.halved = now
 		return
