@@ -25,7 +25,8 @@
  *   asked CONN ID NAME BODY        a request of the other side; ping and echo are answered, late after the next message, silent
  *                                  never, all others as unknown
  *   stream CONN ID                 stream ID became visible
- *   got CONN whole|split DATA      a datagram
+ *   got CONN whole|split N DATA    a datagram, the one of number N
+ *   half CONN N                    a half that met the same half again
  *   sent CONN DGID...              the ids under which a datagram goes out
  *   mtu CONN BYTES                 UDP payload of the path
  *   closed CONN app|transport|idle|reset|crypto|timeout CODE
@@ -325,9 +326,9 @@ static void send_datagram(struct conn *c, const u8 *p, size_t n)
 	putchar('\n');
 }
 
-static void got(struct conn *c, const char *how, const u8 *a, size_t na, const u8 *b, size_t nb)
+static void got(struct conn *c, const char *how, unsigned counter, const u8 *a, size_t na, const u8 *b, size_t nb)
 {
-	printf("got %d %s ", c->number, how);
+	printf("got %d %s %u ", c->number, how, counter);
 	if (na + nb == 0)
 		putchar('-');
 	for (size_t i = 0; i < na; i++)
@@ -346,20 +347,22 @@ static int on_datagram(ngtcp2_conn *q, uint32_t flags, const u8 *p, size_t n, vo
 	unsigned dgid = p[0] << 8 | p[1], counter = dgid >> 2, part = dgid & 3;
 	p += 2, n -= 2;
 	if (part == 0)
-		got(c, "whole", p, n, NULL, 0);
+		got(c, "whole", counter, p, n, NULL, 0);
 	else if (part == 1)
 		printf("invalid %d\n", c->number);
 	else if (c->half[counter] && c->half[counter][2] != part) {
 		u8 *h = c->half[counter];
 		size_t hn = h[0] << 8 | h[1];
 		if (part == 3)
-			got(c, "split", h + 3, hn, p, n);
+			got(c, "split", counter, h + 3, hn, p, n);
 		else
-			got(c, "split", p, n, h + 3, hn);
+			got(c, "split", counter, p, n, h + 3, hn);
 		free(h);
 		c->half[counter] = NULL;
 	} else {
 		u8 *h = malloc(3 + n);
+		if (c->half[counter])
+			printf("half %d %u\n", c->number, counter);
 		h[0] = n >> 8, h[1] = n & 0xff, h[2] = part;
 		memcpy(h + 3, p, n);
 		free(c->half[counter]);
