@@ -1,0 +1,431 @@
+package router
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"lokinetd/router/bt"
+	"lokinetd/router/key"
+	"lokinetd/router/link"
+	"lokinetd/router/netdb"
+)
+
+// Protocol 2 section 7.2: the answer, what it costs, and who gets none.
+func TestRelayBootstrap(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newRig(t, 8, 1, 2, 3)
+		at := func(addr string) *fakeConn {
+			c := g.connect(link.Bootstrap, 0)
+			c.addr = netip.MustParseAddrPort(addr)
+			return c
+		}
+		ask := func(c *fakeConn, body string) reply { return g.ask(c, "bfetch_rcs", []byte(body)) }
+		count := func(r reply) int {
+			t.Helper()
+			list, err := netdb.DecodeBootstrapReply([]byte(r.body), time.Now(), g.n.network.Load().Rules())
+			if err != nil || r.fail {
+				t.Fatalf("%v: %v", r, err)
+			}
+			return len(list)
+		}
+		first := ask(at("1.0.0.1:1"), "de")
+		if n := count(first); n != 3 {
+			t.Errorf("%d contacts", n)
+		}
+		for _, body := range []string{"", "de", "rubbish", string(make([]byte, 1<<20))} { // the body is ignored
+			expect(t, "again", ask(at("1.0.1.1:1"), body), first)
+		}
+		// Packed once for many, and again when something is new, at most once a second.
+		packedAt := func() time.Time { return g.r.packed.at }
+		old := packedAt()
+		time.Sleep(time.Minute)
+		expect(t, "a minute later", ask(at("1.0.2.1:1"), "de"), ask(at("1.0.3.1:1"), "de"))
+		time.Sleep(packedLeast)
+		g.n.store.Put(relayContact(4, time.Now()))
+		if n := count(ask(at("1.0.4.1:1"), "de")); n != 5 { // and our own, announced meanwhile
+			t.Errorf("%d contacts after another came", n)
+		}
+		between := packedAt()
+		g.n.store.Put(relayContact(5, time.Now()))
+		if n := count(ask(at("1.0.5.1:1"), "de")); n != 5 || packedAt() != between || !between.After(old) {
+			t.Errorf("packed twice in a second: %d contacts", n)
+		}
+		time.Sleep(packedLeast)
+		if n := count(ask(at("1.0.6.1:1"), "de")); n != 6 {
+			t.Errorf("%d contacts a second later", n)
+		}
+
+		// One network of addresses pays for itself, and gets more when it has waited.
+		g.r.starters.burst, g.r.starters.rate = 3*float64(len(first.body)), 10
+		refused := reply{string(errBusy), true, true}
+		answered := 0
+		for i := range 20 {
+			if r := ask(at(fmt.Sprintf("9.9.9.%d:1", i)), "de"); r != refused {
+				answered++
+				count(r)
+			}
+		}
+		if answered < 1 || answered > 3 {
+			t.Errorf("%d answers to one network at once", answered)
+		}
+		if r := ask(at("9.9.8.1:1"), "de"); r == refused {
+			t.Error("another network is refused")
+		}
+		time.Sleep(time.Hour)
+		if r := ask(at("9.9.9.1:1"), "de"); r == refused {
+			t.Error("refused after an hour")
+		}
+	})
+}
+
+func TestRelayBootstrapEmpty(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newRig(t, 8)
+		c := g.connect(link.Bootstrap, 0)
+		expect(t, "nothing known", g.ask(c, "bfetch_rcs", []byte("de")), reply{"No RCs", true, true})
+		expect(t, "and still not", g.ask(c, "bfetch_rcs", []byte("de")), reply{"No RCs", true, true})
+	})
+}
+
+// A thousand who ask at once are answered from one packing.
+func TestRelayBootstrapFlood(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		contacts := make([]int, 60)
+		for i := range contacts {
+			contacts[i] = i + 1
+		}
+		g := newRig(t, 100, contacts...)
+		var replies [][]byte
+		busy := 0
+		for i := range 1000 {
+			c := g.connect(link.Bootstrap, 0)
+			c.addr = netip.AddrPortFrom(netip.AddrFrom4([4]byte{8, byte(i >> 8), byte(i), 1}), 1)
+			g.wire.handler.Request(c, link.NewRequest("bfetch_rcs", nil, func(body []byte, fail bool) {
+				if fail {
+					busy++
+				} else {
+					replies = append(replies, body)
+				}
+			}))
+		}
+		synctest.Wait()
+		if len(replies)+busy != 1000 || len(replies) < packedWaiting {
+			t.Errorf("%d answers, %d refused", len(replies), busy)
+		}
+		for _, r := range replies {
+			if &r[0] != &replies[0][0] {
+				t.Fatal("packed more than once")
+			}
+		}
+	})
+}
+
+// bootstraps plays the bootstrap relays of a client or relay: answers[n] is what relay n sends.
+type bootstraps struct {
+	answers map[int]func(ctx context.Context) ([]byte, error) // absent: nobody answers the dial
+	asked   []int
+	at      []time.Time
+	closed  int
+}
+
+func (b *bootstraps) dial(ctx context.Context, to netip.AddrPort, remote key.Public, kind link.Kind) (link.Conn, error) {
+	if kind != link.Bootstrap {
+		return nil, errNobody
+	}
+	n := relayNumberOf(remote)
+	b.asked, b.at = append(b.asked, n), append(b.at, time.Now())
+	answer := b.answers[n]
+	if answer == nil {
+		return nil, errNobody
+	}
+	c := newConn(kind, remote)
+	c.answer = func(ctx context.Context, name string, body []byte) ([]byte, error) {
+		if name != "bfetch_rcs" || string(body) != "de" {
+			return nil, errors.New("not the request of the protocol")
+		}
+		go func() {
+			<-c.done
+			b.closed++
+		}()
+		return answer(ctx)
+	}
+	return c, nil
+}
+
+func relayNumberOf(id key.Public) int {
+	for n := range 100 {
+		if secret(n).Public() == id {
+			return n
+		}
+	}
+	return -1
+}
+
+func packOf(contacts ...*netdb.RelayContact) func(context.Context) ([]byte, error) {
+	return func(context.Context) ([]byte, error) {
+		var raws [][]byte
+		for _, c := range contacts {
+			raws = append(raws, c.Raw())
+		}
+		return netdb.EncodeBootstrapReply(raws)
+	}
+}
+
+func silence(ctx context.Context) ([]byte, error) {
+	<-ctx.Done()
+	return nil, link.ErrTimeout
+}
+
+// Protocol 1 section 9.8: clients and relays that know too few relays ask one bootstrap after the other, get what is right in an answer, and try again until
+// they know enough.
+func TestBootstrap(t *testing.T) {
+	forged := func() *netdb.RelayContact { return relayContact(90, time.Now()) } // signed all right, but nobody registered it
+	good := func() (list []*netdb.RelayContact) {
+		for i := range 8 {
+			list = append(list, relayContact(i, time.Now()))
+		}
+		return list
+	}
+	bad := func(ctx context.Context) ([]byte, error) { // two good ones before one that is not
+		body, _ := packOf(good()[:3]...)(ctx)
+		raws := [][]byte{good()[0].Raw(), good()[1].Raw(), bytes.Clone(good()[2].Raw())}
+		raws[2][20] ^= 1
+		body, _ = netdb.EncodeBootstrapReply(raws)
+		return body, nil
+	}
+	for _, x := range []struct {
+		what    string
+		answers func() map[int]func(context.Context) ([]byte, error) // of the bootstraps 0, 1 and 2, after a while that of 1 is good
+		least   int                                                  // contacts known before
+		first   time.Duration                                        // enough are known by then
+		healed  bool                                                 // known enough at first already
+	}{
+		{"all good", func() map[int]func(context.Context) ([]byte, error) {
+			return map[int]func(context.Context) ([]byte, error){0: packOf(good()...), 1: packOf(good()...), 2: packOf(good()...)}
+		}, 6, time.Second, true},
+		{"one good", func() map[int]func(context.Context) ([]byte, error) {
+			return map[int]func(context.Context) ([]byte, error){2: packOf(good()...)}
+		}, 6, time.Second, true},
+		{"nobody", func() map[int]func(context.Context) ([]byte, error) { return nil }, 0, 0, false},
+		{"silent", func() map[int]func(context.Context) ([]byte, error) {
+			return map[int]func(context.Context) ([]byte, error){0: silence, 1: silence, 2: silence}
+		}, 0, 0, false},
+		{"invented relays", func() map[int]func(context.Context) ([]byte, error) {
+			lie := packOf(forged())
+			return map[int]func(context.Context) ([]byte, error){0: lie, 1: lie, 2: lie}
+		}, 0, 0, false},
+		{"huge", func() map[int]func(context.Context) ([]byte, error) {
+			huge := func(context.Context) ([]byte, error) { return zeros(30_000_000), nil }
+			return map[int]func(context.Context) ([]byte, error){0: huge, 1: huge, 2: huge}
+		}, 0, 0, false},
+		{"rubbish", func() map[int]func(context.Context) ([]byte, error) {
+			junk := func(context.Context) ([]byte, error) { return []byte("d1:Z4:junke"), nil }
+			return map[int]func(context.Context) ([]byte, error){0: junk, 1: junk, 2: junk}
+		}, 0, 0, false},
+		{"an error", func() map[int]func(context.Context) ([]byte, error) {
+			no := func(context.Context) ([]byte, error) { return nil, &link.ReplyError{Body: []byte("No RCs")} }
+			return map[int]func(context.Context) ([]byte, error){0: no, 1: no, 2: no}
+		}, 0, 0, false},
+		{"a damaged contact", func() map[int]func(context.Context) ([]byte, error) {
+			return map[int]func(context.Context) ([]byte, error){0: bad, 1: bad, 2: bad}
+		}, 2, 0, false},
+		{"too few", func() map[int]func(context.Context) ([]byte, error) {
+			few := packOf(good()[:2]...)
+			return map[int]func(context.Context) ([]byte, error){0: few, 1: few, 2: few}
+		}, 2, 0, false},
+	} {
+		for _, isRelay := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, relay %v", x.what, isRelay), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					b := &bootstraps{answers: x.answers()}
+					w := newFakeWire()
+					w.dial = b.dial
+					f := testFile(8, 0, 1, 2)
+					for i, c := range f.Contacts { // as addresses they may be old, as knowledge not
+						f.Contacts[i] = SignContact(secret(relayNumberOf(c.ID)), c.Addr, testNetwork, time.Now().Add(-2*netdb.RelayLifetime))
+					}
+					c := NodeConfig{Wire: w, Network: f}
+					if isRelay {
+						c.Secret, c.Public = secret(7), relayAddr(7)
+					}
+					n := runNode(t, c)
+					time.Sleep(x.first)
+					synctest.Wait()
+					if got := n.store.Len(); got < x.least || n.store.Get(secret(90).Public()) != nil || n.store.IsKnown(secret(90).Public()) {
+						t.Fatalf("%d contacts known", got)
+					}
+					if x.healed {
+						if n.store.Len() < netdb.MinContacts {
+							t.Errorf("%d contacts known", n.store.Len())
+						}
+						before := len(b.asked)
+						time.Sleep(time.Hour)
+						if len(b.asked) != before {
+							t.Error("asked on though enough are known")
+						}
+						return
+					}
+					time.Sleep(15 * time.Minute)
+					if n.store.Get(secret(90).Public()) != nil {
+						t.Error("an invented relay is known")
+					}
+					tries := len(b.asked)
+					if tries < 16 || tries > 330 {
+						t.Errorf("%d tries in a quarter of an hour", tries)
+					}
+					for _, relay := range []int{0, 1, 2} {
+						if !slices.Contains(b.asked, relay) {
+							t.Errorf("bootstrap %d was never asked", relay)
+						}
+					}
+					b.answers = map[int]func(context.Context) ([]byte, error){1: packOf(good()...)}
+					time.Sleep(2 * time.Minute)
+					if n.store.Len() < netdb.MinContacts {
+						t.Errorf("not healed two minutes after a good answer was to be had: %d contacts", n.store.Len())
+					}
+				})
+			})
+		}
+	}
+}
+
+// zeros is a bootstrap reply of a few hundred bytes that decompresses to size zeros: a zstd frame of run-length blocks (RFC 8878 section 3.1.1.2).
+func zeros(size int) []byte {
+	const block = 128 << 10
+	frame := []byte{0x28, 0xb5, 0x2f, 0xfd, 0x00, 0x38} // no content size, a window of 128 KB
+	for ; size > 0; size -= block {
+		last := 0
+		if size <= block {
+			last = 1
+		}
+		h := min(size, block)<<3 | 1<<1 | last
+		frame = append(frame, byte(h), byte(h>>8), byte(h>>16), 0)
+	}
+	return bt.NewDict(nil).Bytes("Z", frame).End()
+}
+
+// Failures make the waits longer, up to a minute and half of one, and each differs.
+func TestBootstrapTimes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &bootstraps{}
+		w := newFakeWire()
+		w.dial = b.dial
+		runNode(t, NodeConfig{Wire: w, Network: testFile(8, 0)})
+		// The file's one contact is known and its own bootstrap; it does not answer.
+		time.Sleep(3 * time.Hour)
+		waits := map[time.Duration]bool{}
+		for i := 1; i < len(b.at); i++ {
+			wait := b.at[i].Sub(b.at[i-1])
+			least := min(bootstrapMax, bootstrapStep*time.Duration(i))
+			if wait < least || wait > least*3/2+tick {
+				t.Errorf("try %d after %v, want %v to %v", i, wait, least, least*3/2)
+			}
+			if least == bootstrapMax {
+				waits[wait] = true
+			}
+		}
+		if len(b.at) < 100 || len(waits) < 20 {
+			t.Errorf("%d tries, %d different waits", len(b.at), len(waits))
+		}
+	})
+}
+
+// The public network has no file that says which relays there are: bootstraps are believed (protocol 1 section 9.8).
+func TestBootstrapBelieved(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &bootstraps{answers: map[int]func(context.Context) ([]byte, error){}}
+		var all []*netdb.RelayContact
+		for i := range 8 { // with an hour left
+			all = append(all, relayContact(i, time.Now().Add(time.Hour-netdb.RelayLifetime)))
+		}
+		b.answers[0] = packOf(all...)
+		w := newFakeWire()
+		w.dial = b.dial
+		f := testFile(0, 0)
+		n := runNode(t, NodeConfig{Wire: w, Network: f})
+		time.Sleep(time.Second)
+		if len(n.store.Known()) != 8 || n.store.Len() != 8 || b.closed != 1 {
+			t.Errorf("%d relays known, %d contacts, %d connections closed", len(n.store.Known()), n.store.Len(), b.closed)
+		}
+		// A purge that leaves too few begins again, without waiting.
+		time.Sleep(59 * time.Minute)
+		for i := range all {
+			all[i] = relayContact(i, time.Now())
+		}
+		b.answers[0] = packOf(all...)
+		time.Sleep(netdb.PurgeInterval + time.Second)
+		if n.store.Len() != 8 {
+			t.Errorf("%d contacts after all had expired", n.store.Len())
+		}
+	})
+}
+
+// In a network of four relays four contacts are enough.
+func TestBootstrapSmallNetwork(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &bootstraps{}
+		w := newFakeWire()
+		w.dial = b.dial
+		runNode(t, NodeConfig{Wire: w, Network: testFile(4, 0, 1, 2, 3)})
+		time.Sleep(time.Hour)
+		if len(b.asked) > 0 {
+			t.Errorf("asked %d times", len(b.asked))
+		}
+	})
+}
+
+// FuzzClientReply feeds what relays answer a client into what reads it: a relay at the end of a path, or a bootstrap, may send anything. Nothing may panic, no relay that is not
+// known may come into the store, and nobody who does not know a name makes an answer for it.
+func FuzzClientReply(f *testing.F) {
+	now := time.Unix(1_790_000_000, 0)
+	good, stranger := relayContact(1, now), relayContact(9, now)
+	pack, _ := netdb.EncodeBootstrapReply([][]byte{good.Raw(), stranger.Raw()})
+	name := testFile(1).NameIndex()
+	for kind, body := range [][]byte{
+		netdb.EncodeRIDs([]key.Public{good.ID, stranger.ID}), netdb.EncodeRCs([][]byte{good.Raw(), stranger.Raw()}), pack,
+		name.Reply([32]byte{}), netdb.Status("NOT FOUND"), netdb.EncodeFoundCC([]byte("de")), bt.NewDict(nil).End(), nil,
+	} {
+		f.Add(byte(kind), body)
+	}
+	rules := netdb.Rules{Network: testNetwork}
+	f.Fuzz(func(t *testing.T, kind byte, body []byte) {
+		store, err := netdb.OpenStore("", key.Public{}, false, rules, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		store.SetKnown([]key.Public{good.ID})
+		switch kind % 4 {
+		case 0:
+			ids, err := netdb.DecodeRIDs(body)
+			if err != nil {
+				return
+			}
+			var q netdb.Quorum
+			got := q.Round([]netdb.RIDAnswer{{From: good.ID, Inbound: true, IDs: ids}}, []key.Public{good.ID, secret(2).Public(), secret(3).Public()}, now)
+			if len(ids) > 0 && len(got) != 3 {
+				t.Errorf("one relay alone changes what is known to %v", got)
+			}
+		case 1:
+			if raws, err := netdb.DecodeRCs(body); err == nil {
+				store.Fetched(raws)
+			}
+		case 2:
+			list, _ := netdb.DecodeBootstrapReply(body, now, rules)
+			store.Bootstrapped(list, false)
+		case 3:
+			if a := readName("another.loki", body, nil); a.found {
+				t.Errorf("%q opens for another name", body)
+			}
+		}
+		if store.Len() > 1 || store.Len() == 1 && store.Get(good.ID) == nil {
+			t.Error("a relay that is not known came in")
+		}
+	})
+}
