@@ -12,6 +12,7 @@ var datagrams = patch{
 	edits:      datagramEdits,
 	added: map[string][]byte{
 		"lokinetd_datagrams.go":                     datagramsAdded,
+		"lokinetd_gro.go":                           groAdded,
 		"internal/ackhandler/lokinetd_datagrams.go": ackhandlerAdded,
 		"internal/wire/lokinetd_datagrams.go":       wireAdded,
 	},
@@ -20,6 +21,8 @@ var datagrams = patch{
 var (
 	//go:embed datagrams.go.in
 	datagramsAdded []byte
+	//go:embed gro.go.in
+	groAdded []byte
 	//go:embed ackhandler.go.in
 	ackhandlerAdded []byte
 	//go:embed wire.go.in
@@ -142,6 +145,57 @@ var datagramEdits = []edit{
 		decl:   "func (h *sendQueue) WouldBlock() bool {",
 		marker: "len(h.queue) == sendQueueCapacity",
 		swap:   "len(h.queue) >= sendQueueCapacity",
+	},
+
+	// What the kernel received in one piece it hands over in one piece (GRO), and we cut it.
+	{
+		file:   "sys_conn_oob.go",
+		decl:   "type oobConn struct {",
+		marker: "struct {\n",
+		after:  "\tgro gro\n\n",
+	}, {
+		file:   "sys_conn_oob.go",
+		decl:   "func newConn(c OOBCapablePacketConn, supportsDF bool) (*oobConn, error) {",
+		marker: "\t\tif needsPacketInfo {\n\t\t\terrPIIPv4 =",
+		before: "\t\tenableGRO(fd)\n",
+	}, {
+		file:   "sys_conn_oob.go",
+		decl:   "func (c *oobConn) ReadPacket() (receivedPacket, error) {",
+		marker: "\tif len(c.messages) == int(c.readPos) {",
+		before: "\tif c.gro.more() {\n\t\treturn c.gro.next(), nil\n\t}\n",
+	}, {
+		file: "sys_conn_oob.go",
+		decl: "func (c *oobConn) ReadPacket() (receivedPacket, error) {",
+		marker: "\t\t\tbuffer := getPacketBuffer()\n" +
+			"\t\t\tbuffer.Data = buffer.Data[:protocol.MaxPacketBufferSize]\n" +
+			"\t\t\tc.buffers[i] = buffer\n" +
+			"\t\t\tc.messages[i].Buffers[0] = c.buffers[i].Data\n",
+		swap: "\t\t\tc.messages[i].Buffers[0] = c.gro.room(int(i))\n",
+	}, {
+		file:   "sys_conn_oob.go",
+		decl:   "func (c *oobConn) ReadPacket() (receivedPacket, error) {",
+		marker: "\tbuffer := c.buffers[c.readPos]\n",
+		swap:   "\tsegment := 0\n",
+	}, {
+		file:   "sys_conn_oob.go",
+		decl:   "func (c *oobConn) ReadPacket() (receivedPacket, error) {",
+		marker: "\t\tbuffer:     buffer,\n",
+		swap:   "\t\tbuffer:     nil,\n",
+	}, {
+		file:   "sys_conn_oob.go",
+		decl:   "func (c *oobConn) ReadPacket() (receivedPacket, error) {",
+		marker: "\t\tif hdr.Level == unix.IPPROTO_IP {\n",
+		before: "\t\tif hdr.Level == unix.IPPROTO_UDP {\n\t\t\tsegment = groSegment(hdr.Type, body)\n\t\t}\n",
+	}, {
+		file:   "sys_conn_oob.go",
+		decl:   "func (c *oobConn) ReadPacket() (receivedPacket, error) {",
+		marker: "\treturn p, nil\n",
+		swap:   "\treturn c.gro.cut(p, segment), nil\n",
+	}, {
+		file:   "received_packet_queue.go",
+		decl:   "func (q *receivedPacketQueue) Push(p receivedPacket, source *pathReceiver) bool {",
+		marker: "q.main.Len() >= protocol.MaxConnUnprocessedPackets",
+		swap:   "q.main.Len() >= maxUnprocessedPackets",
 	},
 
 	// A PING of the reference is 42 bytes long; the reset that answers it must be shorter (protocol 5 section 5.2).
