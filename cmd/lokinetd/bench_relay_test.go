@@ -21,6 +21,7 @@ import (
 
 	"lokinetd/netif/lab"
 	"lokinetd/router"
+	"lokinetd/router/control"
 	"lokinetd/router/key"
 	"lokinetd/router/link"
 	"lokinetd/router/netdb"
@@ -57,15 +58,20 @@ type forwarding struct {
 	CPU float64 // seconds of the relay's process
 }
 
-// relayBench measures one kind of relay, saturated and with sparse datagrams. profiles is the directory for a CPU profile of the saturated relay, or empty.
-func relayBench(dir string, bare bool, lasts time.Duration, profiles string) (full, sparse forwarding, links float64, err error) {
-	l, err := lab.New(lab.NodeConfig{Addrs: []netip.Prefix{
-		netip.MustParsePrefix("10.79.0.1/24"), netip.MustParsePrefix("10.79.0.2/24"), netip.MustParsePrefix("10.79.0.3/24"),
-	}})
-	if err != nil {
-		return full, sparse, 0, err
+// alone is the lab of one relay, with its keys and configuration in a directory.
+type alone struct {
+	*lab.Lab
+	dir string
+	pid int // of the relay
+}
+
+const crowdAddrs = 12 // of those who open many links: a relay takes 128 from one
+
+func newAlone(dir string) (*alone, error) {
+	var addrs []netip.Prefix
+	for i := range 3 + crowdAddrs {
+		addrs = append(addrs, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 79, 0, byte(1 + i)}), 24))
 	}
-	defer l.Close()
 	relay, end, operator := key.Generate(), key.Generate(), key.Generate()
 	file := &netdb.NetworkFile{Name: "bench", Network: 1000, Serial: 1, Private: true, Relays: []key.Public{relay.Public(), end.Public()}}
 	for _, r := range []struct {
@@ -76,64 +82,202 @@ func relayBench(dir string, bare bool, lasts time.Duration, profiles string) (fu
 	}
 	raw, err := file.Sign(operator)
 	if err != nil {
-		return full, sparse, 0, err
+		return nil, err
 	}
-	in := func(name string) string { return filepath.Join(dir, name) }
+	a := &alone{dir: dir}
 	text := fmt.Sprintf("role = \"relay\"\ndata_dir = %q\n[network]\nfile = %q\noperator = %q\n[relay]\nlisten = %q\npublic_address = %q\n[control]\nsocket = %q\ngroup = \"\"\n[log]\nlevel = \"*=warn\"\n",
-		dir, in("bench.network"), operator.Public(), relayAt, relayAt, in("sock"))
-	if err := errors.Join(relay.Save(in("relay.key")), end.Save(in("end.key")),
-		os.WriteFile(in("bench.network"), raw, 0o600), os.WriteFile(in("alone.toml"), []byte(text), 0o600)); err != nil {
-		return full, sparse, 0, err
+		dir, a.in("bench.network"), operator.Public(), relayAt, relayAt, a.in("sock"))
+	if err := errors.Join(relay.Save(a.in("relay.key")), end.Save(a.in("end.key")),
+		os.WriteFile(a.in("bench.network"), raw, 0o600), os.WriteFile(a.in("alone.toml"), []byte(text), 0o600)); err != nil {
+		return nil, err
 	}
-	args, match := []string{"run", "-c", in("alone.toml")}, in("alone.toml")
+	a.Lab, err = lab.New(lab.NodeConfig{Addrs: addrs})
+	return a, err
+}
+
+func (a *alone) in(name string) string { return filepath.Join(a.dir, name) }
+
+// start starts the relay.
+func (a *alone) start(bare bool, env ...string) error {
+	args := []string{"run", "-c", a.in("alone.toml")}
 	if bare {
-		args, match = []string{"bench", "bare", "-key", in("relay.key")}, in("relay.key")
+		args = []string{"bench", "bare", "-key", a.in("relay.key")}
 	}
-	under := l.Self(args...)
-	under.Stderr = os.Stderr
-	under.Env = append(os.Environ(), benchGC, profileEnv+"="+profiles)
-	if err := under.Start(); err != nil {
-		return full, sparse, 0, err
+	c := a.Self(args...)
+	c.Stderr, c.Env = os.Stderr, append(os.Environ(), env...)
+	if err := c.Start(); err != nil {
+		return err
 	}
-	pids := childrenOf(l.PID(), match)
+	pids := childrenOf(a.PID(), args[len(args)-1])
 	if len(pids) != 1 {
-		return full, sparse, 0, fmt.Errorf("the relay is not there, or twice: %v", pids)
+		return fmt.Errorf("the relay is not there, or twice: %v", pids)
 	}
-	drive := l.Self("bench", "drive", fmt.Sprintf("-bare=%v", bare), "-relay-key", in("relay.key"), "-end-key", in("end.key"), "-for", lasts.String())
+	a.pid = pids[0]
+	return nil
+}
+
+// program starts a program that plays the peers, and returns its output.
+func (a *alone) program(name string, args ...string) (*lines, error) {
+	c := a.Self(append([]string{"bench", name, "-relay-key", a.in("relay.key"), "-end-key", a.in("end.key")}, args...)...)
 	out := newLines()
-	drive.Stdout, drive.Stderr = out, os.Stderr
-	if err := drive.Start(); err != nil {
-		return full, sparse, 0, err
+	c.Stdout, c.Stderr = out, os.Stderr
+	return out, c.Start()
+}
+
+// relayBench measures one kind of relay, saturated and with sparse datagrams. profiles is the directory for a CPU profile of the saturated relay, or empty.
+func relayBench(dir string, bare bool, lasts time.Duration, profiles string) (full, sparse forwarding, err error) {
+	a, err := newAlone(dir)
+	if err != nil {
+		return full, sparse, err
+	}
+	defer a.Close()
+	if err := a.start(bare, benchGC, profileEnv+"="+profiles); err != nil {
+		return full, sparse, err
+	}
+	out, err := a.program("drive", fmt.Sprintf("-bare=%v", bare), "-for", lasts.String())
+	if err != nil {
+		return full, sparse, err
 	}
 	for _, f := range []*forwarding{&full, &sparse} {
 		if _, err := out.expect("begin", 30*time.Second, nil); err != nil {
-			return full, sparse, 0, err
+			return full, sparse, err
 		}
-		if f == &full && profiles != "" {
-			toggleProfile(pids[0])
+		profiled := f == &full && profiles != ""
+		if profiled {
+			toggleProfile(a.pid)
 		}
-		before := cpuOf(pids...)
+		before := cpuOf(a.pid)
 		if _, err := out.expect("end", lasts+10*time.Second, &f.load); err != nil {
-			return full, sparse, 0, err
+			return full, sparse, err
 		}
-		f.CPU = cpuOf(pids...) - before
-		if f == &full && profiles != "" {
-			toggleProfile(pids[0])
+		f.CPU = cpuOf(a.pid) - before
+		if profiled {
+			toggleProfile(a.pid)
 			awaitFile(filepath.Join(profiles, "alone.prof"))
 		}
 	}
-	if !bare { // what one more link takes
-		before := rssOf(pids[0])
-		var n int
-		if _, err := out.expect("links", 60*time.Second, &n); err != nil {
-			return full, sparse, 0, err
-		}
-		links = (rssOf(pids[0]) - before) / float64(n)
-	}
-	return full, sparse, links, nil
+	return full, sparse, nil
 }
 
-// driveRelay plays both peers. It says "begin" and "end" around each load, and "links" when it has opened more links.
+// crowd is what relaySize measures, in MB.
+type crowd struct {
+	Links, Hops                int
+	AtRest, WithLinks, WithAll float64
+}
+
+// relaySize lets many clients connect to a relay and then build many paths that end there.
+func relaySize(ctx context.Context, dir string) (c crowd, err error) {
+	a, err := newAlone(dir)
+	if err != nil {
+		return c, err
+	}
+	defer a.Close()
+	if err := a.start(false); err != nil {
+		return c, err
+	}
+	out, err := a.program("crowd")
+	if err != nil {
+		return c, err
+	}
+	for _, v := range []struct {
+		word   string
+		result any
+		rss    *float64
+	}{{"rest", nil, &c.AtRest}, {"links", &c.Links, &c.WithLinks}, {"hops", &c.Hops, &c.WithAll}} {
+		if _, err := out.expect(v.word, 120*time.Second, v.result); err != nil {
+			return c, err
+		}
+		*v.rss = rssOf(a.pid)
+	}
+	st, err := control.NewClient(a.in("sock")).Status(ctx)
+	if err != nil {
+		return c, err
+	}
+	if st.Relay == nil || st.Relay.TransitHops < c.Hops {
+		return c, fmt.Errorf("the relay has not the %d hops that were built: %+v", c.Hops, st.Relay)
+	}
+	return c, nil
+}
+
+// playCrowd plays the clients. It says "rest", "links" and "hops" when there is something to be measured, and ends a while later.
+func playCrowd(ctx context.Context, args []string) (any, error) {
+	const (
+		each  = 80 // links from one address
+		paths = 11 // over each link; a relay builds 200 of a link at once, then 20 a second
+	)
+	f := flag.NewFlagSet("crowd", flag.ContinueOnError)
+	relayKey := f.String("relay-key", "", "")
+	f.String("end-key", "", "")
+	if err := f.Parse(args); err != nil {
+		return nil, err
+	}
+	relay, err := key.LoadSecret(*relayKey)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	store, err := netdb.OpenStore("", key.Public{}, false, netdb.Rules{Network: 1000, Private: true}, nil)
+	if err != nil {
+		return nil, err
+	}
+	store.Put(router.SignContact(relay, netip.MustParseAddrPort(relayAt), 1000, time.Now()))
+	store.SetKnown([]key.Public{relay.Public()})
+	var pools []*path.Pool
+	var conns []link.Conn
+	o := path.DefaultOptions()
+	o.UniqueRange, o.Edges, o.PingInterval = 0, 1, time.Hour
+	for i := range crowdAddrs {
+		q, err := endpoint(ctx, fmt.Sprintf("10.79.0.%d:1190", 4+i), link.Config{}, &player{})
+		if err != nil {
+			return nil, err
+		}
+		if i == 0 {
+			c, err := dialRelay(ctx, q, relay.Public()) // it is there
+			if err != nil {
+				return nil, err
+			}
+			conns = append(conns, c)
+			time.Sleep(2 * time.Second)
+			fmt.Println("rest")
+			time.Sleep(100 * time.Millisecond)
+		}
+		for range each {
+			c, err := dialRelay(ctx, q, relay.Public())
+			if err != nil {
+				return nil, err
+			}
+			conns = append(conns, c)
+		}
+	}
+	time.Sleep(2 * time.Second)
+	fmt.Printf("links %d\n", len(conns)-1)
+	time.Sleep(100 * time.Millisecond)
+	for _, c := range conns {
+		client := path.NewClient(path.ClientConfig{Options: o, Store: store})
+		client.EdgeUp(relay.Public(), c)
+		pools = append(pools, client.NewPool(path.PoolConfig{Kind: path.ToRelay, Hops: 1, Want: paths, Target: relay.Public(), Owner: noOwner{}}))
+	}
+	up := 0
+	for end := time.Now().Add(90 * time.Second); time.Now().Before(end) && up < paths*len(pools); time.Sleep(100 * time.Millisecond) {
+		up = 0
+		for i, p := range pools {
+			if i*paths < up+500 { // a few at a time
+				p.Tick(time.Now())
+			}
+			up += len(p.Paths(time.Now()))
+		}
+	}
+	time.Sleep(2 * time.Second)
+	fmt.Printf("hops %d\n", up)
+	select {
+	case <-time.After(5 * time.Second):
+	case <-ctx.Done():
+	}
+	return nil, nil
+}
+
+// driveRelay plays both peers. It says "begin" and "end" around each load.
 func driveRelay(ctx context.Context, args []string) (any, error) {
 	f := flag.NewFlagSet("drive", flag.ContinueOnError)
 	bare := f.Bool("bare", false, "")
@@ -168,22 +312,6 @@ func driveRelay(ctx context.Context, args []string) (any, error) {
 		l := d.run(*lasts, pace)
 		fmt.Printf("end {\"Count\":%d,\"Lost\":%d,\"Seconds\":%f,\"Bytes\":%f}\n", l.Count, l.Lost, l.Seconds, l.Bytes)
 	}
-	if *bare {
-		return nil, nil
-	}
-	const more = 100
-	q, err := endpoint(ctx, "10.79.0.2:0", link.Config{}, &player{})
-	if err != nil {
-		return nil, err
-	}
-	for range more {
-		if _, err := q.Dial(ctx, netip.MustParseAddrPort(relayAt), relay.Public(), link.Client); err != nil {
-			return nil, err
-		}
-	}
-	time.Sleep(time.Second)
-	fmt.Printf("links %d\n", more)
-	time.Sleep(time.Second)
 	return nil, nil
 }
 

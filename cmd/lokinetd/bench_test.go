@@ -105,6 +105,7 @@ func TestBench(t *testing.T) {
 	if err := ctx.Err(); err != nil {
 		t.Fatal("interrupted")
 	}
+	b.failed("profiles", b.report.readProfiles(profiles))
 	b.report.finish()
 	if err := b.report.write(out, *benchDoc); err != nil {
 		t.Error(err)
@@ -153,7 +154,7 @@ func (b *bench) relayAlone() {
 			if b.failed(name, os.Mkdir(dir, 0o700)) {
 				return
 			}
-			full, sparse, linkMB, err := relayBench(dir, bare, *benchFor, profiles)
+			full, sparse, err := relayBench(dir, bare, *benchFor, profiles)
 			if b.failed(name, err) {
 				continue
 			}
@@ -166,14 +167,25 @@ func (b *bench) relayAlone() {
 			b.report.add(name, aloneLoss, float64(full.Lost)/float64(full.Count+full.Lost)*100)
 			b.report.add(name, aloneSparse, sparse.CPU/float64(sparse.Count)*1e6)
 			b.report.add(name, aloneBytes, full.Bytes)
-			if !bare {
-				b.report.add(name, aloneLink, linkMB*1000)
-			}
 		}
 		if perPacket[true] > 0 && perPacket[false] > 0 {
 			b.report.add(aloneRatio, aloneCPU, perPacket[false]/perPacket[true])
 		}
 	}
+	b.say("relay alone: many links and hops")
+	dir := filepath.Join(b.t.TempDir(), "alone")
+	if b.failed(aloneOurs, os.Mkdir(dir, 0o700)) {
+		return
+	}
+	c, err := relaySize(b.ctx, dir)
+	if b.failed(aloneOurs+", many links and hops", err) {
+		return
+	}
+	b.report.add(aloneOurs, aloneMemory, c.AtRest)
+	b.report.add(aloneOurs, aloneLink, (c.WithLinks-c.AtRest)*1000/float64(c.Links))
+	b.report.add(aloneOurs, aloneHops, float64(c.Hops))
+	b.report.add(aloneOurs, aloneWithHops, c.WithAll)
+	b.report.add(aloneOurs, aloneHop, (c.WithAll-c.WithLinks)*1000/float64(c.Hops))
 }
 
 // udpRates are the points of the loss curve, Mbit/s.
@@ -332,27 +344,21 @@ func (b *bench) round(s *system) {
 	}
 }
 
-// profiles takes CPU profiles of the busiest relay, the client and the service under one stream.
+// profiles takes CPU profiles of all nodes under one stream.
 func (b *bench) profiles(s *system) {
 	b.say("CPU profiles of %s", s.name)
+	lasts := max(3**benchFor, 3*time.Second)
 	done := make(chan error, 1)
-	go func() { done <- s.run(new(rate), "tcp", "-for", "6s") }()
-	time.Sleep(500 * time.Millisecond)
-	before := map[int]float64{}
-	for _, pid := range s.roles["relays"] {
-		before[pid] = cpuOf(pid)
-	}
+	go func() { done <- s.run(new(rate), "tcp", "-for", (lasts + time.Second).String()) }()
 	time.Sleep(time.Second)
-	busiest := slices.MaxFunc(s.roles["relays"], func(x, y int) int { return int(100 * (cpuOf(x) - before[x] - cpuOf(y) + before[y])) })
-	pids := append([]int{busiest, s.roles["client"][0]}, s.roles["service"][0])
-	for _, pid := range pids {
-		toggleProfile(pid)
-	}
-	time.Sleep(4 * time.Second)
-	for _, pid := range pids {
-		toggleProfile(pid)
+	for range 2 {
+		for _, pids := range s.roles {
+			for _, pid := range pids {
+				toggleProfile(pid)
+			}
+		}
+		time.Sleep(lasts)
+		lasts = time.Second
 	}
 	b.failed("profiles", <-done)
-	time.Sleep(500 * time.Millisecond)
-	b.report.readProfiles(filepath.Join(b.out, "profiles"))
 }

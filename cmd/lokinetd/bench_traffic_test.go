@@ -58,6 +58,7 @@ var benchPrograms = map[string]func(context.Context, []string) (any, error){
 	"wg":    runWireguard,
 	"bare":  runBare,
 	"drive": driveRelay,
+	"crowd": playCrowd,
 }
 
 // benchProgram runs one of them and returns the exit code.
