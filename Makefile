@@ -6,7 +6,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := build
-.PHONY: build test check demo env fuzz fuzz-long bench bench-go bench-net soak clean help FORCE
+.PHONY: build test check demo env fuzz fuzz-long bench bench-go bench-net soak mutants clean help FORCE
 
 FUZZTIME ?= 10s
 PKG ?= ./...
@@ -70,6 +70,9 @@ bench-net: .cache/env ## a relay alone and whole networks, beside Tor and wiregu
 
 soak: .cache/env ## days of simulated time in the test network (build tag soak); takes hours
 	@$(with) go test -tags soak -run Soak -count 1 -timeout 0 -v ./router/testnet/
+
+mutants: ## change one protocol constant at a time in a copy; a test against foreign code must notice (a table on stdout)
+	@.ci/mutants
 
 clean: ## remove what was built (a module cache of our own is read-only, hence chmod)
 	@chmod -R u+w .cache 2>/dev/null || true
