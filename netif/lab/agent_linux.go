@@ -247,6 +247,9 @@ func setup(s *nodeSetup) error {
 	if s.Interface == bridge {
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name = bridge
+		// Without one of its own it takes the lowest of its ports': a node that comes or goes would change it, and the others would send to nobody until they
+		// ask for it again, seconds later.
+		attrs.HardwareAddr = net.HardwareAddr{2, 0, 0, 0, 0, 1}
 		if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
 			return fmt.Errorf("lab: make the bridge: %w", err)
 		}

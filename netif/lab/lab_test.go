@@ -47,6 +47,14 @@ func TestMain(m *testing.M) {
 			c.(*net.TCPConn).CloseWrite()
 			io.Copy(os.Stdout, c)
 			os.Exit(0)
+		case "role-address": // the hardware address of an interface
+			i, err := net.InterfaceByName(os.Args[2])
+			if err != nil {
+				fmt.Println(err)
+				os.Exit(1)
+			}
+			fmt.Println(i.HardwareAddr)
+			os.Exit(0)
 		case "role-hang": // ignores requests to end and leaves a child behind
 			c := exec.Command("/proc/self/exe", "role-sleep")
 			c.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
@@ -277,6 +285,31 @@ func TestListen(t *testing.T) {
 			f.Close()
 			t.Errorf("listen %v", bad)
 		}
+	}
+}
+
+// The bridge keeps its address while nodes come and go: who talks to it would send to nobody otherwise.
+func TestBridgeAddress(t *testing.T) {
+	l, err := New(NodeConfig{Addrs: []netip.Prefix{netip.MustParsePrefix("10.77.0.254/24")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	seen := map[string]bool{}
+	for range 8 {
+		n, err := l.AddNode(NodeConfig{Name: "n"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := l.Self("role-address", "lab0").Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen[string(out)] = true
+		n.Close()
+	}
+	if len(seen) != 1 {
+		t.Errorf("the bridge had these addresses: %q", seen)
 	}
 }
 
