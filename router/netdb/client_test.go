@@ -13,6 +13,7 @@ import (
 	"lokinetd/router/bt"
 	"lokinetd/router/key"
 	"lokinetd/router/seal"
+	"lokinetd/router/testkit"
 )
 
 // Protocol 1 section 7.6, made from the document's description with libsodium: root seed 00..1f, one intro, nonce 40..57, t 1790000000000.
@@ -37,7 +38,7 @@ func vectorContact() *ClientContact {
 }
 
 func TestClientContactVector(t *testing.T) {
-	raw := unhex(t, vectorSealed)
+	raw := testkit.Hex(t, vectorSealed)
 	want := vectorContact()
 	if inner := want.append(nil); hex.EncodeToString(inner) != vectorCC {
 		t.Errorf("inner %x", inner)
@@ -64,7 +65,7 @@ func TestClientContactVector(t *testing.T) {
 }
 
 func TestSealedDamaged(t *testing.T) {
-	raw := unhex(t, vectorSealed)
+	raw := testkit.Hex(t, vectorSealed)
 	owner := secret(0).Public()
 	damaged(t, raw, func(b []byte) error { _, err := OpenClientContact(b, owner); return err })
 	damaged(t, raw, VerifySealed)
@@ -155,7 +156,7 @@ func seals(inner []byte, owner key.Public, signer *key.Secret) []byte {
 // The two checks that the reference lacks, and all others behind the signature (protocol 1 sections 7.1 to 7.6).
 func TestOpenClientContactRefuses(t *testing.T) {
 	owner := secret(0)
-	inner := string(unhex(t, vectorCC))
+	inner := string(testkit.Hex(t, vectorCC))
 	id := owner.Public()
 	head := "d0:i0e1:a32:" + string(id[:])
 	intro := func(expiry string) string {
@@ -170,14 +171,14 @@ func TestOpenClientContactRefuses(t *testing.T) {
 		"forged under another blinded key": seals([]byte(inner), owner.Public(), secret(32)),
 		"another client inside":            seals([]byte(strings.Replace(inner, string(pub(0)), string(pub(32)), 1)), owner.Public(), owner),
 		"of another client":                seals([]byte(inner), secret(32).Public(), secret(32)),
-		"keys behind the signature":        append(bytes.TrimSuffix(unhex(t, vectorSealed), []byte("e")), "2:~~i1ee"...),
+		"keys behind the signature":        append(bytes.TrimSuffix(testkit.Hex(t, vectorSealed), []byte("e")), "2:~~i1ee"...),
 		"larger than 64 KiB":               seals([]byte(head+"1:b65536:"+strings.Repeat("x", 65536)+"1:ile"+tail), owner.Public(), owner),
 	} {
 		if _, err := OpenClientContact(raw, owner.Public()); err == nil {
 			t.Errorf("%s: accepted", name)
 		}
 	}
-	if _, err := OpenClientContact(unhex(t, vectorSealed), key.Public{1}); err == nil {
+	if _, err := OpenClientContact(testkit.Hex(t, vectorSealed), key.Public{1}); err == nil {
 		t.Error("no key as the owner: accepted")
 	}
 	for name, c := range map[string]struct {
@@ -251,7 +252,7 @@ func TestSRV(t *testing.T) {
 // Threat: a client's contact is made by that client, and whoever wants to reach it reads it. A hostile one must be an error or harmless, and
 // what is understood must be what we would write.
 func FuzzClientContact(f *testing.F) {
-	f.Add(unhex(f, vectorCC))
+	f.Add(testkit.Hex(f, vectorCC))
 	f.Add(fullContact().append(nil))
 	f.Fuzz(func(t *testing.T, inner []byte) {
 		c, err := decodeClient(inner)
@@ -272,7 +273,7 @@ func FuzzClientContact(f *testing.F) {
 
 // Threat: relays take sealed contacts from anyone. Reading the outside must never panic, and what is kept must be within bounds.
 func FuzzSealed(f *testing.F) {
-	f.Add(unhex(f, vectorSealed))
+	f.Add(testkit.Hex(f, vectorSealed))
 	f.Add(seals(nil, secret(0).Public(), secret(0)))
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		blinded, signedAt, err := PeekSealed(raw)

@@ -15,6 +15,7 @@ import (
 	"lokinetd/router/bt"
 	"lokinetd/router/key"
 	"lokinetd/router/seal"
+	"lokinetd/router/testkit"
 )
 
 // Protocol 1 section 7.11 and protocol 2 section 5.4.
@@ -45,9 +46,9 @@ func TestStatus(t *testing.T) {
 
 // Each body of every kind: what it is as bytes (protocol 2 section 7, protocol 3 section 4.3), that it comes back, and that no prefix of it is one.
 func TestBodies(t *testing.T) {
-	sealed := unhex(t, vectorSealed)
-	blinded := key.Public(unhex(t, vectorBlinded))
-	rc := unhex(t, vectorRC)
+	sealed := testkit.Hex(t, vectorSealed)
+	blinded := key.Public(testkit.Hex(t, vectorBlinded))
+	rc := testkit.Hex(t, vectorRC)
 	var nonce seal.Nonce
 	copy(nonce[:], "abcdefghijklmnopqrstuvwx")
 	var buckets BucketHashes
@@ -303,8 +304,8 @@ func TestBootstrapReply(t *testing.T) {
 // Threat: relays answer anyone's requests and clients read any relay's replies; both are made by strangers. No body may panic or be
 // understood in a way that cannot be written again.
 func FuzzMessages(f *testing.F) {
-	sealed := unhex(f, vectorSealed)
-	rc := unhex(f, vectorRC)
+	sealed := testkit.Hex(f, vectorSealed)
+	rc := testkit.Hex(f, vectorRC)
 	var buckets BucketHashes
 	var nonce seal.Nonce
 	for _, b := range [][]byte{

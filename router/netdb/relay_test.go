@@ -21,15 +21,6 @@ import (
 
 func random(t testing.TB) *rand.Rand { return testkit.Rand(t).Rand }
 
-func unhex(t testing.TB, s string) []byte {
-	t.Helper()
-	b, err := hex.DecodeString(s)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return b
-}
-
 // secret is the identity of the seed n, n+1, ..., as the vectors of the documents have them: 0 and 32.
 func secret(n int) *key.Secret {
 	var seed [32]byte
@@ -55,7 +46,7 @@ const (
 var vectorNow = time.Unix(vectorRCTime+60, 0)
 
 func TestRelayContactVector(t *testing.T) {
-	raw := unhex(t, vectorRC)
+	raw := testkit.Hex(t, vectorRC)
 	c, err := ParseRelayContact(raw, vectorNow, Rules{})
 	if err != nil {
 		t.Fatal(err)
@@ -88,7 +79,7 @@ func TestRelayContactVector(t *testing.T) {
 
 // No prefix and no flipped bit of a contact is one.
 func TestRelayContactDamaged(t *testing.T) {
-	raw := unhex(t, vectorRC)
+	raw := testkit.Hex(t, vectorRC)
 	damaged(t, raw, func(b []byte) error {
 		_, err := ParseRelayContact(b, vectorNow, Rules{Private: true, Expired: true})
 		return err
@@ -335,7 +326,7 @@ func TestPublicAddr(t *testing.T) {
 
 // Protocol 1 section 7.7.
 func TestClosest(t *testing.T) {
-	blinded := key.Public(unhex(t, "397cfce440e500ffde9b166e209e5fc241f727a922c97f2e65115cd68670efe2")) // of section 4.8
+	blinded := key.Public(testkit.Hex(t, "397cfce440e500ffde9b166e209e5fc241f727a922c97f2e65115cd68670efe2")) // of section 4.8
 	if fold(blinded) != 0xf1cfc2c4f59101c3 {
 		t.Errorf("fold %x", fold(blinded))
 	}
@@ -379,7 +370,7 @@ func dedupe(ids []key.Public) (out []key.Public) {
 // Threat: any peer sends relay contacts, by gossip, bootstrap and fetch_rcs. Reading one must never panic, and what is understood must come
 // back from what we would write.
 func FuzzRelayContact(f *testing.F) {
-	f.Add(unhex(f, vectorRC))
+	f.Add(testkit.Hex(f, vectorRC))
 	f.Add(SignRelayContact(secret(1), RelayContact{Addr: netip.MustParseAddrPort("9.9.9.9:9"), Addr6: netip.MustParseAddrPort("[2a00::1]:9"), Network: 5, Sessions: true, Time: time.Unix(5, 0)}).Raw())
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		for _, network := range []uint64{0, 5} {
