@@ -309,7 +309,7 @@ func TestBridgeAddress(t *testing.T) {
 		n.Close()
 	}
 	if len(seen) != 1 {
-		t.Errorf("the bridge had these addresses: %q", seen)
+		t.Errorf("the bridge had these addresses: %v", seen)
 	}
 }
 
