@@ -116,6 +116,16 @@ func (c *fakeConn) heard() []said {
 
 // secret makes the same key for the same number always.
 func secret(n int) *key.Secret {
+	if s, ok := secrets.Load(n); ok {
+		return s.(*key.Secret)
+	}
+	s, _ := secrets.LoadOrStore(n, newSecret(n))
+	return s.(*key.Secret)
+}
+
+var secrets sync.Map
+
+func newSecret(n int) *key.Secret {
 	var seed [32]byte
 	binary.BigEndian.PutUint64(seed[:], uint64(n))
 	return key.FromSeed(seed)

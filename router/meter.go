@@ -36,6 +36,8 @@ func (d *debt) at(now time.Time, rate float64) float64 {
 	return d.units
 }
 
+func (d *debt) add(units float64, now time.Time, rate float64) { d.units = d.at(now, rate) + units }
+
 // maxAskers bounds a meter's memory; beyond it newcomers share one account, that of the zero key.
 const maxAskers = 1 << 16
 
@@ -89,8 +91,8 @@ func (m *meter[K]) allows(k K, now time.Time) bool {
 func (m *meter[K]) charge(k K, units int, now time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.account(k, now).units += float64(units)
-	m.all.units += float64(units)
+	m.account(k, now).add(float64(units), now, m.rate)
+	m.all.add(float64(units), now, m.allRate)
 }
 
 // take is allows and charge at once.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -557,6 +558,69 @@ func TestGossipEnds(t *testing.T) {
 				if c != nil && len(c.heard()) > 0 {
 					t.Error("a refresh is passed on")
 				}
+			}
+		}
+	})
+}
+
+// FuzzRelayRequest sends requests of any name and body over every kind of connection and over a path: a relay takes them from strangers. It may not panic, answers each at most once,
+// keeps no contact that is not signed, and learns of no relay that is not registered.
+func FuzzRelayRequest(f *testing.F) {
+	now := time.Now()
+	client, blinded, place := placed(f, 9, 0, 1, 2, 3)
+	contact := sealed(f, client, now)
+	for _, s := range []struct {
+		kind byte
+		name string
+		body []byte
+	}{
+		{0, "gossip_rc", relayContact(1, now).Raw()}, {0, "publish_cc", netdb.EncodePublishCC(contact, place)}, {0, "find_cc", netdb.EncodeFindCC(blinded, 1)},
+		{1, "fetch_rcs", netdb.EncodeFetchRCs(&netdb.BucketHashes{})}, {1, "path_build", make([]byte, 1352)}, {1, "path_control", make([]byte, 58)},
+		{1, "session_control", make([]byte, 60)}, {1, "ping", nil}, {2, "bfetch_rcs", []byte("de")},
+		{3, "publish_cc", netdb.EncodePublishCC(contact, place)}, {3, "find_cc", netdb.EncodeFindCC(blinded, place)},
+		{3, "resolve_sns", netdb.EncodeResolveSNS([32]byte{})}, {3, "fetch_rids", nil}, {3, "fetch_rcs", []byte("d1:blee")},
+	} {
+		f.Add(s.kind, s.name, s.body)
+	}
+	store, err := netdb.OpenStore("", secret(0).Public(), true, netdb.Rules{Network: testNetwork}, nil)
+	if err != nil {
+		f.Fatal(err)
+	}
+	n, err := NewNode(NodeConfig{Secret: secret(0), Public: relayAddr(0), Wire: newFakeWire(), Store: store, Network: testFile(9)})
+	if err != nil {
+		f.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	n.ctx = ctx
+	n.learn(n.network.Load())
+	f.Fuzz(func(t *testing.T, kind byte, name string, body []byte) {
+		n.relay.contacts = netdb.NewContacts(0, 0)
+		id := path.ID{kind, byte(len(body))}
+		n.relay.fromPaths, n.relay.links, n.relay.paths = meter[path.ID]{rate: 1, burst: 1}, newLinkMeter(), newPathMeter()
+		var answers atomic.Int32
+		if kind %= 4; kind == 3 {
+			n.relay.PathRequest(id, name, bytes.Clone(body), func([]byte) { answers.Add(1) })
+		} else {
+			c := newConn([]link.Kind{link.Relay, link.Client, link.Bootstrap}[kind], key.Public{})
+			if kind == 0 {
+				c.remote = secret(1).Public()
+			}
+			n.relay.Request(c, link.NewRequest(name, bytes.Clone(body), func([]byte, bool) { answers.Add(1) }))
+		}
+		n.work.Wait()
+		if answers.Load() > 1 {
+			t.Errorf("%d answers", answers.Load())
+		}
+		if n.relay.contacts.Stats().Count > 0 {
+			p, err := netdb.DecodePublishCC(body)
+			if err != nil || netdb.VerifySealed(p.Sealed) != nil {
+				t.Error("a contact that is not signed is kept")
+			}
+		}
+		for _, c := range store.All() {
+			if !store.Registered(c.ID) {
+				t.Error("a relay that is not registered is known")
 			}
 		}
 	})
