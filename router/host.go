@@ -162,13 +162,14 @@ func run(ctx context.Context, c *config.Config, version string, log *slog.Logger
 		log.Warn("a descriptor that was passed has no use here", "name", f.Name())
 	}
 	h.up = true
+	h.node.times.note(momentRunning)
 	sys.notify(daemon.SdNotifyReady)
 	log.Info("running", "role", c.Role, "version", version)
 	return h.loop(ctx, memory)
 }
 
 // adaptEvery is how often the collector's target follows the load.
-const adaptEvery = 5 * time.Second
+const adaptEvery = time.Second
 
 // loop is the daemon's main loop, until ctx ends (nil) or a part fails (its error). The watchdog is fed from here, and only while the node's own loop goes
 // round too.

@@ -6,11 +6,17 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	"lokinetd/router/control"
 	"lokinetd/router/key"
+	"lokinetd/router/link"
+	"lokinetd/router/netdb"
 	"lokinetd/router/packet"
 	"lokinetd/router/path"
 	"lokinetd/router/session"
@@ -26,37 +32,54 @@ func (h *host) Status() control.Status {
 	n := h.node
 	file := n.network.Load()
 	s := control.Status{
-		Schema: control.Schema, Version: h.version, Role: h.config.Role, State: control.Starting, StartedAt: h.started,
+		Schema: control.Schema, Version: h.version, Role: h.config.Role, State: control.Starting,
+		StartedAt: began, Timeline: n.times.stages(),
 		Network: control.Network{Name: file.Name, ID: file.Network, Serial: file.Serial, Known: len(n.store.Known()), Contacts: n.store.Len(), Private: file.Private},
-		Drops:   map[string]uint64{},
-		NotHidden: []string{
-			"ordinary sites (all that is not .loki, .sesh or .snode) are reached as before",
-			"that you use this program, from your network provider",
-		},
-		Endpoints: []control.Endpoint{}, Edges: []control.Edge{}, Paths: []control.Path{}, Sessions: []control.Session{}, Warnings: []string{},
+		Drops:   h.drops(), NotHidden: []string{}, Warnings: append([]string{}, NetworkWarnings(file, now)...),
+		Endpoints: []control.Endpoint{}, Edges: []control.Edge{}, Paths: []control.Path{}, Sessions: []control.Session{},
 	}
-	for _, c := range n.peers.Connected() {
-		st := c.Stats()
-		if n.relay == nil {
-			s.Edges = append(s.Edges, control.Edge{Relay: c.Remote().String(), Address: c.RemoteAddr().String(),
-				RTTms: ms(st.RTT), BytesIn: st.BytesIn, BytesOut: st.BytesOut})
+	if n.relay != nil {
+		n.relay.status(&s)
+	} else {
+		h.clientStatus(&s, now)
+	}
+	return s
+}
+
+// NetworkWarnings says in plain words what keeps a network from working well, by its file.
+func NetworkWarnings(f *netdb.NetworkFile, now time.Time) (all []string) {
+	switch relays := len(f.Relays); netdb.EnoughRelays(relays) {
+	case netdb.TooFew:
+		all = append(all, fmt.Sprintf("relays: %d; a network does not work with fewer than %d, and %d or more are advised", relays, netdb.MinRelays, netdb.AdvisedRelays))
+	case netdb.Few:
+		all = append(all, fmt.Sprintf("relays: %d; the network works as long as all of them do, and %d or more are advised", relays, netdb.AdvisedRelays))
+	}
+	if len(f.Relays) == 0 {
+		return all
+	}
+	expired := 0
+	for _, c := range f.Contacts {
+		if c.Expired(now) {
+			expired++
 		}
 	}
-	if r := n.relay; r != nil {
-		s.Network.Known = len(n.store.RegisteredIDs())
-		r.status(&s)
-		return s
+	switch {
+	case len(f.Contacts) == 0:
+		all = append(all, "the network file holds no relay's contact: who starts with it finds nobody")
+	case expired > 0:
+		all = append(all, fmt.Sprintf("contacts in the network file: %d, of which %d are expired: let those relays write new ones ('lokinetd relay contact') and add them again", len(f.Contacts), expired))
 	}
-	h.clientStatus(&s, now)
-	return s
+	return all
 }
 
 func (r *relay) status(s *control.Status) {
 	st := r.transit.Stats()
 	registered := r.n.store.Registered(r.self)
 	s.State = control.Ready
+	s.Network.Known = len(r.n.store.RegisteredIDs())
 	if !registered {
-		s.State, s.Reason = control.Offline, "the network file does not list this relay"
+		s.State = control.Offline
+		s.Reason = "the network file does not list this relay; its operator adds it by what 'lokinetd relay contact' writes"
 	}
 	s.Endpoints = append(s.Endpoints, control.Endpoint{Name: "relay", Kind: "relay", Address: key.Address{Key: r.self, Kind: key.Relay}.String()})
 	s.Relay = &control.Relay{PublicAddress: r.n.config.Public.String(), Registered: registered, Peers: len(r.n.peers.Connected()),
@@ -68,29 +91,36 @@ func (r *relay) status(s *control.Status) {
 }
 
 func (h *host) clientStatus(s *control.Status, now time.Time) {
-	c := h.node.client
+	n, c := h.node, h.node.client
+	s.NotHidden = append(s.NotHidden,
+		"ordinary sites (all that is not .loki, .sesh or .snode) are reached as before",
+		"that you use this program, from your network provider")
+	for _, l := range n.peers.Connected() {
+		st := l.Stats()
+		s.Edges = append(s.Edges, control.Edge{Relay: l.Remote().String(), Address: l.RemoteAddr().String(), Since: n.links.since(l),
+			RTTms: ms(st.RTT), BytesIn: st.WireBytesIn, BytesOut: st.WireBytesOut})
+	}
+	slices.SortFunc(s.Edges, func(a, b control.Edge) int { return a.Since.Compare(b.Since) })
+	for _, p := range c.paths.List() {
+		s.Paths = append(s.Paths, pathInfo(p))
+	}
 	c.mu.Lock()
 	readyAt := c.readyAt
 	c.mu.Unlock()
 	if !readyAt.IsZero() {
-		s.ReadyAt = &readyAt
+		s.ReadyAt, s.State = &readyAt, control.Offline
 	}
-	switch {
-	case len(c.inbound(now)) > 0:
+	if len(c.inbound(now)) > 0 {
 		s.State = control.Ready
-	case !readyAt.IsZero():
-		s.State, s.Reason = control.Offline, "no path is up"
-	case h.node.store.Len() == 0:
-		s.Reason = "no relay's contact is known, and no bootstrap relay answered"
-	case !c.paths.EdgeConnected():
-		s.Reason = fmt.Sprintf("connected to %d relays, which is too few yet", len(s.Edges))
-	default:
-		s.Reason = "connected, and building paths"
+	} else {
+		s.Reason = h.whyNotReady(len(s.Edges))
 	}
 	for i, e := range h.endpoints {
 		_, own4, own6 := e.addrs.Self()
+		st := e.Sessions.Stats()
 		x := control.Endpoint{Name: e.Config.Name, Kind: "service", Address: e.Address().Text(h.config.Network.Suffix), Ports: e.ports(),
-			InboundPaths: len(e.Sessions.Inbound(now)), InboundWant: h.config.Paths.InboundPaths}
+			InboundPaths: len(e.Sessions.Inbound(now)), InboundWant: h.config.Paths.InboundPaths,
+			Traffic: control.Traffic{PacketsIn: st.PacketsIn, PacketsOut: st.PacketsOut, BytesIn: st.BytesIn, BytesOut: st.BytesOut}}
 		if i == 0 {
 			x.Kind = "browsing"
 		}
@@ -102,6 +132,8 @@ func (h *host) clientStatus(s *control.Status, now time.Time) {
 		}
 		if p := e.Sessions.Publication(); p.Reachable(now) {
 			x.PublishedAt = &p.At
+		} else if p.Err != nil {
+			s.Warnings = append(s.Warnings, fmt.Sprintf("service %s cannot be found by others: %v", e.Config.Name, p.Err))
 		}
 		for _, i := range e.Sessions.List() {
 			if i.Current {
@@ -111,27 +143,82 @@ func (h *host) clientStatus(s *control.Status, now time.Time) {
 				Direction: direction(i), State: string(i.State), Since: i.Since, LastActivity: latest(i),
 				BytesIn: i.BytesIn, BytesOut: i.BytesOut})
 		}
-		st := e.Sessions.Stats()
 		s.Traffic.PacketsIn += st.PacketsIn
 		s.Traffic.PacketsOut += st.PacketsOut
 		s.Traffic.BytesIn += st.BytesIn
 		s.Traffic.BytesOut += st.BytesOut
 		s.Endpoints = append(s.Endpoints, x)
 	}
-	for _, p := range c.paths.List() {
-		s.Paths = append(s.Paths, pathInfo(p))
-	}
 	s.Tun = &control.Tun{Name: h.device.Name(), MTU: 1280, IPv6: h.device.NoIPv6() == ""}
 	if h.dns != nil {
-		d := &control.DNS{Listen: []string{}, Upstream: []string{}}
-		for _, a := range h.sockets.Addrs() {
-			d.Listen = append(d.Listen, a.String())
+		s.DNS = h.dnsStatus()
+		if conf, err := os.ReadFile("/etc/resolv.conf"); err == nil && !asksUs(conf, h.sockets.Addrs()) {
+			s.Warnings = append(s.Warnings, "programs on this machine do not ask our name server: /etc/resolv.conf needs the line 'nameserver "+
+				h.sockets.Addrs()[0].Addr().String()+"' before others, or your resolver has to send it the names under .loki, .sesh and .snode")
 		}
-		for _, a := range h.upstream() {
-			d.Upstream = append(d.Upstream, a.String())
-		}
-		s.DNS = d
 	}
+}
+
+// whyNotReady says what stands between a client and its first path, and what to do about it where that is known.
+func (h *host) whyNotReady(edges int) string {
+	n := h.node
+	if n.store.Len() == 0 {
+		return "no relay's contact is known, and no bootstrap relay answers"
+	}
+	if edges == 0 {
+		var last link.PeerStatus
+		failed := 0
+		for _, p := range n.peers.Status() {
+			if p.Failures > 0 {
+				failed++
+				if p.FailedAt.After(last.FailedAt) {
+					last = p
+				}
+			}
+		}
+		if failed > 0 {
+			return fmt.Sprintf("none of the %d relays tried answers; does this network let UDP out? (last error: %v)", failed, last.Err)
+		}
+		return "connecting to relays"
+	}
+	if !n.client.paths.EdgeConnected() {
+		return fmt.Sprintf("connected to %d of %d relays, and waiting for more before paths are built", edges, h.config.Paths.EdgeConnections)
+	}
+	reason := "connected, and building paths"
+	if st := n.client.paths.Stats(); st.BuildsRefused+st.BuildsSilent+st.BuildsUnfit > 0 {
+		reason += fmt.Sprintf(" (%d refused, %d not answered, %d without enough relays to choose from)", st.BuildsRefused, st.BuildsSilent, st.BuildsUnfit)
+	}
+	return reason
+}
+
+func (h *host) dnsStatus() *control.DNS {
+	d := &control.DNS{Listen: []string{}, Upstream: []string{}, Answers: map[string]uint64{}}
+	for _, a := range h.sockets.Addrs() {
+		d.Listen = append(d.Listen, a.String())
+	}
+	for _, a := range h.upstream() {
+		d.Upstream = append(d.Upstream, a.String())
+	}
+	st := h.dns.Stats()
+	for name, n := range map[string]uint64{"noerror": st.NoError, "formerr": st.FormErr, "servfail": st.ServFail, "nxdomain": st.NXDomain,
+		"notimp": st.NotImp, "refused": st.Refused, "badvers": st.BadVers, "badcookie": st.BadCookie, "other": st.OtherRcode} {
+		if n > 0 {
+			d.Answers[name] = n
+		}
+	}
+	return d
+}
+
+// asksUs says whether the first name server of a resolv.conf, the only one whose answers count, is one of our addresses, or a resolver of this
+// machine, which may know the way to us. A file without any name server means one on this machine.
+func asksUs(conf []byte, ours []netip.AddrPort) bool {
+	for line := range strings.Lines(string(conf)) {
+		if fields := strings.Fields(line); len(fields) > 1 && fields[0] == "nameserver" {
+			ip, err := netip.ParseAddr(fields[1])
+			return err == nil && (ip.IsLoopback() || slices.ContainsFunc(ours, func(a netip.AddrPort) bool { return a.Addr() == ip }))
+		}
+	}
+	return true
 }
 
 func latest(i session.Info) time.Time {

@@ -43,8 +43,11 @@ type timeline struct {
 	at [moments]atomic.Int64 // nanoseconds after loaded; 0: not yet
 }
 
-// loaded is shortly after this process began.
-var loaded = time.Now()
+// loaded is shortly after this process began, and began is when it did.
+var (
+	loaded = time.Now()
+	began  = execTime()
+)
 
 // note: m is now, unless it was before. It costs one load after the first time, and allocates nothing.
 func (t *timeline) note(m moment) {
@@ -78,12 +81,12 @@ func (t *timeline) watch(c *session.Config) {
 	}
 }
 
-// stages are the moments that came, in order of time, counted from exec.
-func (t *timeline) stages(exec time.Time) []control.Stage {
+// stages are the moments that came, in order of time, counted from the begin of the process.
+func (t *timeline) stages() []control.Stage {
 	list := []control.Stage{{Name: "exec"}}
 	for m := range moments {
 		if at := t.at[m].Load(); at != 0 {
-			list = append(list, control.Stage{Name: m.String(), AtMs: ms(loaded.Add(time.Duration(at)).Sub(exec))})
+			list = append(list, control.Stage{Name: m.String(), AtMs: ms(loaded.Add(time.Duration(at)).Sub(began))})
 		}
 	}
 	slices.SortStableFunc(list, func(a, b control.Stage) int { return cmp.Compare(a.AtMs, b.AtMs) })
@@ -106,7 +109,7 @@ func execTime() time.Time {
 	}
 	age := time.Duration(boot.Nano()) - ticks*(time.Second/userHZ)
 	exec := time.Now().Add(-age)
-	if exec.After(loaded) || loaded.Sub(exec) > time.Minute { // a time namespace, whose offset /proc does not know everywhere
+	if exec.After(loaded) || loaded.Sub(exec) > time.Minute { // clocks that do not belong together, as in some containers
 		return loaded
 	}
 	return exec

@@ -3,107 +3,64 @@ package main
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
-	"net/http"
-	"net/netip"
 	"os"
-	"os/exec"
-	"path/filepath"
+	"os/signal"
+	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"lokinetd/netif/lab"
-	"lokinetd/router"
 	"lokinetd/router/control"
 	"lokinetd/router/key"
-	"lokinetd/router/netdb"
 )
 
-const (
-	demoRelays = 10
-	demoPage   = "<h1>Hello from a place that nobody can locate.</h1>\n"
-	demoWait   = 60 * time.Second // for each thing that is waited for
-)
+const demoWait = 60 * time.Second // for each thing that is waited for
 
 func (a *app) demoCommand() *cobra.Command {
 	var keep bool
+	var repeat int
 	cmd := &cobra.Command{
 		Use: "demo", Short: "Run a whole private network on this machine and fetch a page through it", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return a.demo(cmd.Context(), keep) },
+		Long: "Run a whole private network on this machine: ten relays and two clients, each client in namespaces of its\n" +
+			"own. One client serves a page, the other one fetches it by its .loki name, right after a cold start (nothing\n" +
+			"but the network file) and after a warm one. Printed are the page, what the time was spent on, and what both\n" +
+			"clients say of themselves. In the end all of it is removed.",
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.demo(cmd.Context(), keep, repeat) },
 	}
 	cmd.Flags().BoolVar(&keep, "keep", false, "leave it running until Ctrl-C and print commands to type")
-	web := &cobra.Command{Use: "web", Hidden: true, Args: cobra.NoArgs, RunE: func(*cobra.Command, []string) error {
-		return http.ListenAndServe(":80", http.HandlerFunc(demoWeb))
-	}}
-	get := &cobra.Command{Use: "get URL", Hidden: true, Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
-		return a.demoGet(cmd.Context(), args[0])
-	}}
-	cmd.AddCommand(web, get)
+	cmd.Flags().IntVar(&repeat, "cold", 1, "cold starts to measure; of more than one, the slowest is shown")
+	cmd.AddCommand(a.demoWebCommand(), a.demoGetCommand())
 	return cmd
 }
 
-// demoGet fetches a page with curl, or without where there is none, and tries again while the name server is not there yet.
-func (a *app) demoGet(ctx context.Context, url string) error {
-	ctx, cancel := context.WithTimeout(ctx, demoWait)
-	defer cancel()
-	for {
-		body, err := fetch(ctx, url)
-		if err == nil {
-			_, err = a.out.Write(body)
-			return err
-		}
-		select {
-		case <-time.After(10 * time.Millisecond):
-		case <-ctx.Done():
-			return err
-		}
+// demo runs the demo. Whatever ends it, it leaves nothing: the lab's namespaces end with this process, the folder before it returns.
+func (a *app) demo(ctx context.Context, keep bool, repeat int) (err error) {
+	if repeat < 1 {
+		return usagef("--cold %d: at least one", repeat)
 	}
-}
-
-func fetch(ctx context.Context, url string) ([]byte, error) {
-	if curl, err := exec.LookPath("curl"); err == nil {
-		return exec.CommandContext(ctx, curl, "--silent", "--show-error", "--fail", url).Output()
-	}
-	req, err := http.NewRequestWithContext(ctx, "GET", url, nil)
-	if err != nil {
-		return nil, err
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Body.Close()
-	return io.ReadAll(resp.Body)
-}
-
-// demoNet is the running demo.
-type demoNet struct {
-	a        *app
-	dir      string
-	operator *key.Secret
-	lab      *lab.Lab
-	logs     bytes.Buffer
-}
-
-func (a *app) demo(ctx context.Context, keep bool) (err error) {
+	// A closed terminal or pipe must not end us before the folder is removed.
+	signal.Ignore(syscall.SIGPIPE)
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGHUP)
+	defer stop()
 	if err := lab.Check(); err != nil {
 		return err
 	}
-	dir, err := os.MkdirTemp("", "lokinetd-demo-")
+	d, err := newDemo(ctx, a)
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
-	d := &demoNet{a: a, dir: dir, operator: key.Generate()}
 	defer func() {
-		if d.lab != nil {
-			d.lab.Close()
+		d.close()
+		if keep && errors.Is(err, errKept) {
+			err = nil
+		} else if ctx.Err() != nil {
+			err = errors.New("demo: interrupted; everything that it started is gone")
 		}
 	}()
 	start := time.Now()
@@ -114,210 +71,242 @@ func (a *app) demo(ctx context.Context, keep bool) (err error) {
 		return err
 	}
 	line("%d relays started", demoRelays)
-	host, address, err := d.serve(ctx)
+	host, address, err := d.serve(d.ctx)
 	if err != nil {
 		return err
 	}
-	defer host.stop()
 	line("a client serves a page at http://%s/", address)
 
-	guest, err := d.node("guest", "10.77.0.102", "")
+	url := "http://" + address + "/"
+	guest, cold, err := d.coldest(url, repeat, line)
 	if err != nil {
 		return err
 	}
-	for _, what := range []string{"cold", "warm"} {
-		began := time.Now()
-		if err := guest.start(); err != nil {
-			return err
-		}
-		page, err := guest.node.Self("demo", "get", "http://"+address+"/").Output()
-		if err != nil {
-			return fmt.Errorf("the page could not be fetched (%s start): %w\n%s", what, err, guest.log.String())
-		}
-		took := time.Since(began)
-		if string(page) != demoPage {
-			return fmt.Errorf("another page came: %q", page)
-		}
-		line("%s start: page fetched %.0f ms after the client's exec", what, ms(took))
-		if what == "cold" {
-			fmt.Fprintf(a.out, "\n%s\n", page)
-			s, err := guest.status(ctx)
-			if err != nil {
-				return err
-			}
-			printStatus(a.out, s, time.Now())
-			guest.stop()
-		}
-	}
-	defer guest.stop()
-	s, err := host.status(ctx)
+	fmt.Fprintf(a.out, "\n%s\n", cold.page)
+	cold.print(a.out, "cold start (nothing but the network file)")
+	status, err := guest.status(ctx)
 	if err != nil {
 		return err
 	}
-	fmt.Fprintln(a.out)
-	printStatus(a.out, s, time.Now())
+	guest.stop()
+	warm, err := guest.visit(url)
+	if err != nil {
+		return err
+	}
+	warm.print(a.out, "warm start (the same client again)")
+	fmt.Fprintf(a.out, "\n--- lokinetd status of the client that fetched the page\n")
+	printStatus(a.out, status, time.Now())
+	if status, err = host.status(ctx); err != nil {
+		return err
+	}
+	fmt.Fprintf(a.out, "\n--- lokinetd status of the client that serves it\n")
+	printStatus(a.out, status, time.Now())
 	if keep {
-		fmt.Fprintf(a.out, "\nIt runs until Ctrl-C. In another terminal:\n  %s\n  %s\n",
-			strings.Join(guest.node.Enter("curl", "http://"+address+"/"), " "), "lokinetd --socket "+guest.socket()+" status")
-		<-ctx.Done()
+		return d.keep(guest, host, url)
 	}
 	return nil
 }
 
+// errKept ends a demo that was kept, when its user has seen enough.
+var errKept = errors.New("demo: enough")
+
+// keep says what can be typed and waits until the user or a relay ends it.
+func (d *demoNet) keep(guest, host *demoHost, url string) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	show := func(what string, args ...string) {
+		fmt.Fprintf(d.a.out, "  %-42s %s\n", "# "+what, "\n  "+strings.Join(args, " "))
+	}
+	fmt.Fprintf(d.a.out, "\nIt runs until Ctrl-C. In another terminal, as the same user:\n")
+	show("the page", guest.node.Enter("curl", url)...)
+	show("a shell on the machine that fetches it", guest.node.Enter("bash")...)
+	show("what that machine's daemon says", self, "--socket", guest.socket(), "status")
+	show("the way to the page, measured", self, "--socket", guest.socket(), "ping", strings.TrimSuffix(strings.TrimPrefix(url, "http://"), "/"))
+	show("the daemon of the machine that serves it", self, "--socket", host.socket(), "session", "list")
+	<-d.ctx.Done()
+	if err := context.Cause(d.ctx); !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return errKept
+}
+
+// coldest starts fresh clients, one after the other, and gives the slowest, which still runs. say is told of each but one.
+func (d *demoNet) coldest(url string, n int, say func(string, ...any)) (slowest *demoHost, v *visit, err error) {
+	var all []time.Duration
+	for i := range n {
+		name := "guest"
+		if i > 0 {
+			name = fmt.Sprint("guest", i+1)
+		}
+		g, err := d.node(name, fmt.Sprintf("10.77.%d.%d", 1+i/200, 1+i%200), "")
+		if err != nil {
+			return nil, nil, err
+		}
+		w, err := g.visit(url)
+		if err != nil {
+			return nil, nil, err
+		}
+		all = append(all, w.took)
+		if v != nil && w.took <= v.took {
+			g.close()
+			continue
+		}
+		if v != nil {
+			slowest.close()
+		}
+		slowest, v = g, w
+	}
+	if n > 1 {
+		slices.Sort(all)
+		say("%d cold starts, exec to first byte: %.0f ms at least, %.0f median, %.0f at most", n, ms(all[0]), ms(all[n/2]), ms(all[n-1]))
+	}
+	return slowest, v, nil
+}
+
 func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
-// serve starts a client that hosts the page, and waits until others can find it.
+// visit is one start of a client whose user wants a page at once.
+type visit struct {
+	page  []byte
+	took  time.Duration // from exec to the first byte
+	times []moment      // in order
+}
+
+// moment is what happened how long after exec.
+type moment struct {
+	after time.Duration
+	name  string
+	spent string // on what, before it
+}
+
+// spent says what the time before each moment goes to. (control.Status.Timeline and visit.add)
+var spent = map[string]string{
+	"exec":                   "of the client and of curl, at the same instant",
+	"started":                "the program is loaded, the configuration read",
+	"first edge":             "QUIC with the first relay",
+	"edges connected":        "QUIC with as many relays as paths are to begin with",
+	"running":                "TUN, routes, name server, control socket; the node connects meanwhile",
+	"first path":             "one message to build a path, through three relays and back",
+	"session established":    "the service's contact is looked up, a path to its pivot built, keys agreed",
+	"name resolved":          "the answer had waited for the session",
+	"address known":          "to curl, by an ordinary DNS query that waited since exec",
+	"first packet delivered": "the site has answered the first packet",
+	"TCP connected":          "one round trip through the paths of both sides, six relays long",
+	"first byte":             "a second one: GET, and the page",
+}
+
+// print writes the time line.
+func (v *visit) print(w io.Writer, what string) {
+	fmt.Fprintf(w, "\n%s: %.0f ms from exec to the first byte of the page\n", what, ms(v.took))
+	last := time.Duration(0)
+	for _, m := range v.times {
+		fmt.Fprintf(w, "%9.1f ms  %+7.1f  %-23s %s\n", ms(m.after), ms(m.after-last), m.name, m.spent)
+		last = m.after
+	}
+}
+
+// visit starts the client and, at the same instant, curl, whose queries wait in sockets that were opened before (as a service manager does it).
+// curl tries once.
+func (h *demoHost) visit(url string) (*visit, error) {
+	began := time.Now()
+	if err := h.start(); err != nil {
+		return nil, err
+	}
+	var out firstWrite
+	c := h.d.get(h.node, url)
+	var said bytes.Buffer
+	c.Stdout, c.Stderr = &out, &said
+	if err := h.d.run(c); err != nil {
+		return nil, fmt.Errorf("the page could not be fetched: %w: %sthe client's log:\n%s", err, said.String(), h.log.String())
+	}
+	page, times, err := splitTimes(out.b.Bytes())
+	if err != nil {
+		return nil, err
+	}
+	if string(page) != demoPage {
+		return nil, fmt.Errorf("another page came: %q", page)
+	}
+	s, err := h.status(h.d.ctx)
+	if err != nil {
+		return nil, err
+	}
+	v := &visit{page: page, took: out.at.Sub(began)}
+	v.add("exec", 0)
+	for _, m := range s.Timeline[min(1, len(s.Timeline)):] {
+		v.add(m.Name, s.StartedAt.Add(time.Duration(m.AtMs*1e6)).Sub(began))
+	}
+	// curl counts from a moment that only it knows; the first byte is seen by both.
+	v.add("address known", v.took-times.first+times.resolved)
+	v.add("TCP connected", v.took-times.first+times.connected)
+	v.add("first byte", v.took)
+	slices.SortStableFunc(v.times, func(a, b moment) int { return int(a.after - b.after) })
+	return v, nil
+}
+
+func (v *visit) add(name string, after time.Duration) {
+	v.times = append(v.times, moment{after, name, spent[name]})
+}
+
+// firstWrite keeps what is written, and when it began.
+type firstWrite struct {
+	b  bytes.Buffer
+	at time.Time
+}
+
+func (w *firstWrite) Write(p []byte) (int, error) {
+	if w.at.IsZero() {
+		w.at = time.Now()
+	}
+	return w.b.Write(p)
+}
+
+// newDemo makes the folder of a demo.
+func newDemo(ctx context.Context, a *app) (*demoNet, error) {
+	dir, err := os.MkdirTemp("", "lokinetd-demo-")
+	if err != nil {
+		return nil, err
+	}
+	d := &demoNet{a: a, dir: dir, operator: key.Generate()}
+	d.ctx, d.cancel = context.WithCancelCause(ctx)
+	return d, nil
+}
+
+// close ends every process of the demo and removes its folder.
+func (d *demoNet) close() {
+	d.cancel(nil)
+	if d.lab != nil {
+		d.lab.Close()
+	}
+	os.RemoveAll(d.dir)
+}
+
+// serve starts a client that hosts the page, and waits until others can find it and the web server answers.
 func (d *demoNet) serve(ctx context.Context) (host *demoHost, address string, err error) {
-	host, err = d.client("host", "10.77.0.101", "[[service]]\nname = \"web\"\nports = [\"tcp/80\"]\necho = true\n")
+	if host, err = d.client("host", "10.77.0.101", "[[service]]\nname = \"web\"\nports = [\"tcp/80\"]\necho = true\n"); err != nil {
+		return nil, "", err
+	}
+	socket, err := host.node.Listen("tcp", ":80")
 	if err != nil {
 		return nil, "", err
 	}
-	if err := host.node.Self("demo", "web").Start(); err != nil {
+	defer socket.Close()
+	web := host.node.Self("demo", "web")
+	web.ExtraFiles = []*os.File{socket}
+	if err := web.Start(); err != nil {
 		return nil, "", err
 	}
-	if err := host.wait(ctx, func(s control.Status) bool {
+	err = host.wait(ctx, func(s control.Status) bool {
 		for _, e := range s.Endpoints {
 			if e.Kind == "service" && e.PublishedAt != nil {
 				address = e.Address
 			}
 		}
 		return address != ""
-	}); err != nil {
+	})
+	if err != nil {
 		return nil, "", fmt.Errorf("the service was not published: %w", err)
 	}
 	return host, address, nil
-}
-
-// demoWeb answers GET / with the page, GET /bytes/N with N bytes, and an upload with the SHA-256 of what came.
-func demoWeb(w http.ResponseWriter, r *http.Request) {
-	var n int64
-	switch _, err := fmt.Sscanf(r.URL.Path, "/bytes/%d", &n); {
-	case err == nil:
-		io.CopyN(w, rand.NewChaCha8([32]byte{1}), n)
-	case r.Method != "GET":
-		h := sha256.New()
-		io.Copy(h, r.Body)
-		fmt.Fprintf(w, "%x", h.Sum(nil))
-	default:
-		io.WriteString(w, demoPage)
-	}
-}
-
-// relays makes the network file and starts the relays, all in the lab itself.
-func (d *demoNet) relays() error {
-	file := &netdb.NetworkFile{Name: "demo", Network: 1000, Serial: 1, Private: true}
-	var addrs []netip.Prefix
-	var configs []string
-	for i := range demoRelays {
-		addr := netip.AddrFrom4([4]byte{10, 77, 0, byte(i + 1)})
-		addrs = append(addrs, netip.PrefixFrom(addr, 24))
-		public := netip.AddrPortFrom(addr, 1190)
-		sec := key.Generate()
-		dir := filepath.Join(d.dir, fmt.Sprintf("relay%d", i+1))
-		if err := os.Mkdir(dir, 0o700); err != nil {
-			return err
-		}
-		if err := sec.Save(filepath.Join(dir, "relay.key")); err != nil {
-			return err
-		}
-		file.Relays = append(file.Relays, sec.Public())
-		file.Contacts = append(file.Contacts, router.SignContact(sec, public, file.Network, time.Now()))
-		text := fmt.Sprintf("role = \"relay\"\ndata_dir = %q\n%s[relay]\nlisten = %q\npublic_address = %q\n[control]\nsocket = %q\ngroup = \"\"\n[log]\nlevel = \"*=warn\"\n",
-			dir, d.network(), public, public, filepath.Join(dir, "sock"))
-		config := filepath.Join(dir, "lokinetd.toml")
-		if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
-			return err
-		}
-		configs = append(configs, config)
-	}
-	raw, err := file.Sign(d.operator)
-	if err != nil {
-		return err
-	}
-	if err := os.WriteFile(filepath.Join(d.dir, "demo.network"), raw, 0o600); err != nil {
-		return err
-	}
-	if d.lab, err = lab.New(lab.NodeConfig{Name: "relays", Addrs: addrs}); err != nil {
-		return err
-	}
-	for _, config := range configs {
-		c := d.lab.Self("run", "-c", config)
-		c.Stderr = d.a.err
-		if err := c.Start(); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (d *demoNet) network() string {
-	return fmt.Sprintf("[network]\nfile = %q\noperator = %q\n", filepath.Join(d.dir, "demo.network"), d.operator.Public())
-}
-
-// demoHost is one client with its namespace.
-type demoHost struct {
-	d    *demoNet
-	name string
-	node *lab.Node
-	cmd  *lab.Cmd
-	log  bytes.Buffer
-}
-
-func (d *demoNet) node(name, addr, service string) (*demoHost, error) {
-	h := &demoHost{d: d, name: name}
-	dir := filepath.Join(d.dir, name)
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		return nil, err
-	}
-	text := fmt.Sprintf("data_dir = %q\n%s[control]\nsocket = %q\ngroup = \"\"\n%s", dir, d.network(), h.socket(), service)
-	if err := os.WriteFile(filepath.Join(dir, "lokinetd.toml"), []byte(text), 0o600); err != nil {
-		return nil, err
-	}
-	var err error
-	h.node, err = d.lab.AddNode(lab.NodeConfig{Name: name, Addrs: []netip.Prefix{netip.PrefixFrom(netip.MustParseAddr(addr), 24)},
-		ResolvConf: "nameserver 127.3.2.1\n"})
-	return h, err
-}
-
-func (d *demoNet) client(name, addr, service string) (*demoHost, error) {
-	h, err := d.node(name, addr, service)
-	if err == nil {
-		err = h.start()
-	}
-	return h, err
-}
-
-func (h *demoHost) socket() string { return filepath.Join(h.d.dir, h.name, "sock") }
-
-func (h *demoHost) start() error {
-	h.log.Reset()
-	h.cmd = h.node.Self("run", "-c", filepath.Join(h.d.dir, h.name, "lokinetd.toml"))
-	h.cmd.Stderr = &h.log
-	return h.cmd.Start()
-}
-
-func (h *demoHost) stop() {
-	if h.cmd != nil {
-		h.cmd.Signal(15)
-		h.cmd.Wait()
-		h.cmd = nil
-	}
-}
-
-func (h *demoHost) status(ctx context.Context) (control.Status, error) {
-	return control.NewClient(h.socket()).Status(ctx)
-}
-
-// wait asks for the status until it is as wanted.
-func (h *demoHost) wait(ctx context.Context, ok func(control.Status) bool) error {
-	for end := time.Now().Add(demoWait); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
-		s, err := h.status(ctx)
-		if err == nil && ok(s) {
-			return nil
-		}
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-	}
-	return errors.New("waited long enough; the daemon's log:\n" + h.log.String())
 }

@@ -22,8 +22,9 @@ type Status struct {
 	Role      string            `json:"role"` // client or relay
 	State     State             `json:"state"`
 	Reason    string            `json:"reason,omitempty"` // why not ready
-	StartedAt time.Time         `json:"started_at"`
+	StartedAt time.Time         `json:"started_at"`       // when the process was, to 10 ms
 	ReadyAt   *time.Time        `json:"ready_at,omitempty"`
+	Timeline  []Stage           `json:"timeline"` // what happened first when, from exec on; what has not happened is missing
 	Network   Network           `json:"network"`
 	Endpoints []Endpoint        `json:"endpoints"`
 	Edges     []Edge            `json:"edges"`
@@ -35,7 +36,7 @@ type Status struct {
 	Traffic   Traffic           `json:"traffic"`
 	Drops     map[string]uint64 `json:"drops"`      // by reason, only those that happened
 	NotHidden []string          `json:"not_hidden"` // what this daemon does not hide, in plain words
-	Warnings  []string          `json:"warnings"`
+	Warnings  []string          `json:"warnings"`   // what somebody should look after, and how
 }
 
 // Network is the network that the daemon belongs to and what it knows of it.
@@ -60,9 +61,10 @@ type Endpoint struct {
 	InboundWant  int        `json:"inbound_paths_wanted"`
 	PublishedAt  *time.Time `json:"published_at,omitempty"`
 	Sessions     int        `json:"sessions"`
+	Traffic      Traffic    `json:"traffic"`
 }
 
-// Edge is a relay that the daemon is connected to.
+// Edge is a relay that the daemon is connected to. Bytes are those of the UDP packets.
 type Edge struct {
 	Relay    string    `json:"relay"`
 	Address  string    `json:"address"` // IP and UDP port
