@@ -50,6 +50,7 @@ type Pool struct {
 	intros   []netdb.Intro
 	current  *Path
 	chosen   bool // Current was asked for
+	more     int  // Widen
 	failures int
 	failed   time.Time // the last
 }
@@ -143,6 +144,18 @@ func (p *Pool) Current(now time.Time) *Path {
 	p.chosen = true
 	p.choose(now)
 	return p.current
+}
+
+// Widen has an outbound pool keep more paths than usual, or 0 more again: what sends over them gets no answer, and another path may have one. Those that are there then
+// stay for their time.
+func (p *Pool) Widen(more int) {
+	p.mu.Lock()
+	same := p.more == more
+	p.more = more
+	p.mu.Unlock()
+	if !same {
+		p.Tick(time.Now())
+	}
 }
 
 // Tick lets time pass: it retires, pings and builds what is due. The client's Tick calls it; an owner may do so more often, to have its
@@ -391,7 +404,7 @@ func (p *Pool) needed(now time.Time) (n int, intros []netdb.Intro) {
 			return 0, nil
 		}
 	}
-	n = p.cfg.Want
+	n = p.cfg.Want + p.more
 	under := 0
 	for _, path := range p.paths {
 		switch path.state.Load() {
