@@ -17,13 +17,15 @@ import (
 const (
 	initWait     = 2 * time.Second // an init without an accept is sent again after 2, 4, 8, 16, 16 ... s, a fifth more or less
 	initWaitMax  = 16 * time.Second
-	grace        = 10 * time.Second // an init's keys are kept so long after its accept, for another one of the same init
-	acceptTries  = 16               // accepts that are opened for one init
-	quiet        = 5 * time.Second  // we send and nothing comes: see doubt
+	grace        = 10 * time.Second        // an init's keys are kept so long after its accept, for another one of the same init
+	acceptTries  = 16                      // accepts that are opened for one init
+	quietUnsure  = 5 * time.Second         // we send and nothing comes: see doubt
+	quietMin     = 1200 * time.Millisecond // the same with a remote that was heard before: six round trips to the pivot, within these
+	quietMax     = 5 * time.Second
 	unsureMax    = 32 * time.Second // the same again after twice as long, up to this
 	sureMax      = 16 * time.Second
-	minTalk      = 2 * time.Second // what we sent so soon after we heard the remote needs no answer
-	least        = time.Minute     // a detour must have so much left
+	widest       = 2           // paths more than usual, while nothing is heard
+	least        = time.Minute // a detour must have so much left
 	contactStale = 10 * time.Minute
 	insistEvery  = 500 * time.Millisecond
 	insistTimes  = 8
@@ -57,7 +59,9 @@ type call struct {
 	insisted time.Time // the last
 
 	doubted  time.Time     // when we last did something about the remote's silence
+	doubts   int           // how often, since it was heard
 	patience time.Duration // until the next time; only a message of the remote ends it, not an accept
+	tried    []onion       // paths of this silence
 }
 
 // pending is an init of ours for which an accept may come.
@@ -255,13 +259,21 @@ func (t *Table) choose(c *call, now time.Time) bool {
 	return t.move(c, next)
 }
 
-// swerve takes another path although the present one looks good: it may not be.
+// swerve takes another path although the present one looks good: it may not be, and is examined. All are tried before one is again.
 func (t *Table) swerve(c *call, now time.Time) bool {
+	if c.path != nil {
+		c.path.suspect()
+	}
 	others := slices.DeleteFunc(c.pool.paths(now), func(p onion) bool { return p == c.path || p.expiry().Sub(now) < least })
 	if len(others) == 0 {
 		return false
 	}
-	c.detour = others[rand.IntN(len(others))]
+	c.tried = append(c.tried, c.path)
+	fresh := slices.DeleteFunc(slices.Clone(others), func(p onion) bool { return slices.Contains(c.tried, p) })
+	if len(fresh) == 0 {
+		c.tried, fresh = []onion{c.path}, others
+	}
+	c.detour = fresh[rand.IntN(len(fresh))]
 	return t.move(c, c.detour)
 }
 
@@ -366,29 +378,49 @@ func (t *Table) signal(s *session, method string, param []byte) {
 	w.via.control(path.TypeControl, message(sealControl(nil, &s.keys.out, &n, method, param), s.keys.peer, pivot), n)
 }
 
-// doubt acts when we send and hear nothing. A remote that never was heard gets a new init with a new tag; one that fell silent gets a path switch
-// over another path if there is one, with the spare init in it, and its contact is looked up again. Both are harmless to a remote that merely has nothing to say. The
-// first time after 5 s, then after twice as long each time, up to unsureMax or sureMax.
+// quietTime is how long an answer may take over a path before the remote counts as silent.
+func quietTime(p onion) time.Duration {
+	if p == nil || p.rtt() == 0 {
+		return quietMax / 2
+	}
+	return min(max(quietMin, 6*p.rtt()), quietMax)
+}
+
+// doubt acts when we send and hear nothing: the paths are examined. A remote that never was heard gets a new init with a new tag; one that fell silent gets a path switch
+// over another path if there is one, with the spare init in it. If that does not help its contact is looked up again, and paths are built to more of its
+// introductions. All this is harmless to a remote that merely has nothing to say. The second time comes after twice as long, and so on, up to unsureMax or
+// sureMax, as long as we send.
 func (t *Table) doubt(c *call, now time.Time) {
 	s := c.session
-	heard := t.when(s.heard.Load())
-	most := unsureMax
+	asked, heard := s.asked.Load(), t.when(s.heard.Load())
+	first, most := quietUnsure, unsureMax
 	if s.sure.Load() {
-		most = sureMax
-		if heard.After(c.doubted) {
-			c.patience = 0
+		first, most = quietTime(c.path), sureMax
+		if heard.After(c.doubted) && c.doubts > 0 {
+			c.doubts, c.patience, c.tried = 0, 0, nil
+			t.widen(c, 0)
 		}
 	}
-	last := heard
+	last := t.when(asked)
 	if c.doubted.After(last) {
+		if t.when(s.said.Load()).Before(c.doubted) {
+			return
+		}
 		last = c.doubted
 	}
-	if s.said.Load()-s.heard.Load() < int64(minTalk) || now.Before(last.Add(min(max(quiet, c.patience), most))) {
+	if asked <= s.heard.Load() || now.Before(last.Add(min(max(first, c.patience), most))) {
 		return
 	}
 	c.doubted = now
-	c.patience = min(2*max(quiet, c.patience), most)
-	t.refresh(c.r, now)
+	c.doubts++
+	c.patience = min(2*max(first, c.patience), most)
+	for _, p := range c.pool.paths(now) {
+		p.suspect()
+	}
+	if c.doubts > 1 || !s.sure.Load() {
+		t.refresh(c.r, now)
+		t.widen(c, min(c.doubts-1, widest))
+	}
 	t.swerve(c, now)
 	switch {
 	case s.sure.Load():
@@ -398,6 +430,12 @@ func (t *Table) doubt(c *call, now time.Time) {
 		c.inits, c.wait = 0, initWait
 		t.sendInit(c, now)
 	}
+}
+
+// widen has a call's pool build more paths than usual.
+func (t *Table) widen(c *call, more int) {
+	pool := c.pool
+	t.later(func() { pool.widen(more) })
 }
 
 // accepted opens an accept that came to a tag of ours (protocol 4 section 3.5). The latest valid one counts.

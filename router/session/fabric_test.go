@@ -352,6 +352,8 @@ func (p *fakePath) pivot() key.Public  { return p.at }
 func (p *fakePath) aligned() path.ID   { return p.peer }
 func (p *fakePath) expiry() time.Time  { return p.until }
 func (p *fakePath) hops() []key.Public { return []key.Public{p.at} }
+func (p *fakePath) rtt() time.Duration { return 2 * p.f.latency }
+func (p *fakePath) suspect()           {}
 func (p *fakePath) blind(on bool)      { p.mu.Lock(); p.silent = on; p.mu.Unlock() }
 func (p *fakePath) state() (dead, silent bool) {
 	p.mu.Lock()
@@ -556,6 +558,7 @@ type fakePool struct {
 	barren   bool // builds nothing
 	closed   bool
 	made     int
+	extra    int
 }
 
 type fakeBuilder struct{ n *node }
@@ -629,7 +632,7 @@ func (p *fakePool) tick(now time.Time) {
 				lasting++
 			}
 		}
-		if lasting >= p.want || !p.buildable(now) {
+		if lasting >= p.want+p.extra || !p.buildable(now) {
 			break
 		}
 		p.building++
@@ -702,6 +705,13 @@ func (p *fakePool) setIntros(intros []netdb.Intro) {
 	if changed {
 		p.owner.changed()
 	}
+}
+
+func (p *fakePool) widen(more int) {
+	p.mu.Lock()
+	p.extra = more
+	p.mu.Unlock()
+	p.tick(time.Now())
 }
 
 func (p *fakePool) close() {

@@ -123,7 +123,7 @@ func (t *Table) called(via carrier, box []byte, now time.Time) {
 	}
 	in.m = nil
 	s.init = in
-	s.r = t.remote(addr)
+	s.r, s.round = t.remote(addr), t.publish.round
 	s.route.Store(back)
 	t.add(s, now)
 	t.count.InitsTaken.Add(1)
@@ -244,6 +244,10 @@ func (t *Table) reroute(s *session, via carrier, p path.ID, now time.Time) {
 	s.heard.Store(t.at(now))
 	t.count.SwitchesTaken.Add(1)
 	t.proven(s, now)
+	if p := &t.publish; s.round != p.round && p.sealed != nil { // it was out of reach when we published
+		s.round = p.round
+		t.signal(s, methodContact, p.sealed)
+	}
 	t.unlock()
 }
 

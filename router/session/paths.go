@@ -29,15 +29,18 @@ type onion interface {
 	aligned() path.ID   // the remote's hop id at the pivot, of a path to a client
 	expiry() time.Time  // when the relays forget it
 	hops() []key.Public // the edge first
+	rtt() time.Duration // to the terminal relay and back; 0: not known yet
+	suspect()           // have it examined: nothing seems to come over it
 	request(ctx context.Context, method string, body []byte) ([]byte, error)
 }
 
-// pool is a set of paths for one purpose. tick and setIntros may tell events, so they are called without Table.ctl.
+// pool is a set of paths for one purpose. tick, setIntros and widen may tell events, so they are called without Table.ctl.
 type pool interface {
 	paths(now time.Time) []onion // those that are active
 	current(now time.Time) onion // the one to send over, or nil
 	tick(now time.Time)
 	setIntros(intros []netdb.Intro)
+	widen(more int) // how many paths more than usual there should be
 	close()
 }
 
@@ -89,6 +92,7 @@ type pathPool struct{ *path.Pool }
 
 func (p pathPool) tick(now time.Time)             { p.Tick(now) }
 func (p pathPool) setIntros(intros []netdb.Intro) { p.SetIntros(intros) }
+func (p pathPool) widen(more int)                 { p.Widen(more) }
 func (p pathPool) close()                         { p.Close() }
 
 func (p pathPool) paths(now time.Time) []onion {
@@ -129,6 +133,8 @@ func (o ours) pivot() key.Public                          { return o.p.Pivot() }
 func (o ours) aligned() path.ID                           { return o.p.Aligned() }
 func (o ours) expiry() time.Time                          { return o.p.Expiry() }
 func (o ours) hops() []key.Public                         { return o.p.Hops() }
+func (o ours) rtt() time.Duration                         { return o.p.RTT() }
+func (o ours) suspect()                                   { o.p.Suspect() }
 func (o ours) request(ctx context.Context, method string, body []byte) ([]byte, error) {
 	return o.p.Request(ctx, method, body)
 }

@@ -134,6 +134,7 @@ func (t *Table) announce(paths []onion, now time.Time) {
 	t.count.Publications.Add(1)
 	for _, s := range t.tags {
 		if w := s.route.Load(); !s.outbound && w != nil && w.via.live(now) {
+			s.round = p.round
 			t.signal(s, methodContact, sealed)
 		}
 	}

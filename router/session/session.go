@@ -44,6 +44,9 @@ const (
 	MaxPacket = packet.MaxData - overhead
 )
 
+// settled: what is sent so soon after a message of the remote may well be the answer to it, and needs none.
+const settled = 500 * time.Millisecond
+
 // Traffic types (protocol 4 section 1), the last byte of a plaintext.
 const (
 	trafficUDP = 0
@@ -62,6 +65,7 @@ type session struct {
 	route atomic.Pointer[route] // nil: none yet
 	heard atomic.Int64          // Table.at of the peer's last authentic message; an accept is one, an init is not; 0: none
 	said  atomic.Int64          // Table.at of our last packet; 0: none
+	asked atomic.Int64          // of the first packet since heard that may expect an answer; before heard: none
 	sure  atomic.Bool           // a message came under these keys
 
 	fresh   sync.Mutex // the nonces that came
@@ -73,6 +77,8 @@ type session struct {
 	// Of an inbound session that is not sure yet; under Table.ctl.
 	init   openedInit // m is not kept
 	accept []byte     // its body, to be sent again when the init comes again
+
+	round int // of an inbound session: the publication that the remote was told of; under Table.ctl
 }
 
 // route is how a session's messages reach the peer. Immutable; a switch puts another one in its place.
@@ -137,7 +143,11 @@ func (t *Table) transmit(s *session, w *route, b *packet.Buffer, proto uint8, no
 	if !w.bare {
 		copy(b.Extend(pivotSize), w.pivot[:])
 	}
-	s.said.Store(t.at(now))
+	at := t.at(now)
+	s.said.Store(at)
+	if heard := s.heard.Load(); at-heard >= int64(settled) && s.asked.Load() <= heard {
+		s.asked.Store(at)
+	}
 	s.packetsOut.Add(1)
 	s.bytesOut.Add(size)
 	t.count.PacketsOut.Add(1)

@@ -151,6 +151,7 @@ type remote struct {
 	queue    []queued
 	waiters  []chan<- error
 	retry    time.Time // not before then we call a remote that called us and fell silent
+	examined int64     // the session.asked for which the path was examined
 }
 
 type queued struct {
@@ -291,7 +292,7 @@ func (t *Table) tend(r *remote, now time.Time) {
 		} else if r.call != nil {
 			t.drive(r.call, now)
 		}
-	case t.oneSided(r) && now.After(r.retry):
+	case t.oneSided(r, now) && now.After(r.retry):
 		r.retry = now.Add(time.Minute)
 		if t.dial(r, now) == nil {
 			t.drive(r.call, now)
@@ -300,15 +301,27 @@ func (t *Table) tend(r *remote, now time.Time) {
 	t.prune(r)
 }
 
-// oneSided says whether a remote that called us has been sent to for 30 s without a word of it, or without any word ever: it may have lost the session, or the init
-// was an old one, and we could not notice otherwise. Packets go on as before while we call it.
-func (t *Table) oneSided(r *remote) bool {
+// oneSided says whether a remote that called us is sent to without a word of it, for twice as long as an answer may take, or without any word ever: it
+// may have lost the session, or its path, or the init was an old one, and we could not notice otherwise. Packets go on as before while we call it. Before that our path on which it called is examined.
+func (t *Table) oneSided(r *remote, now time.Time) bool {
 	s := r.current.Load()
 	if s == nil || s.outbound || t.c.Relay {
 		return false
 	}
-	said := s.said.Load()
-	return said != 0 && !s.sure.Load() || said-s.heard.Load() > int64(idleTime)
+	if !s.sure.Load() {
+		return s.said.Load() != 0
+	}
+	asked := s.asked.Load()
+	if asked <= s.heard.Load() {
+		return false
+	}
+	p, _ := s.route.Load().via.(onion)
+	wait := now.Sub(t.when(asked))
+	if wait > quietTime(p) && asked != r.examined && p != nil {
+		r.examined = asked
+		p.suspect()
+	}
+	return wait > 2*quietTime(p)
 }
 
 // prune forgets a remote of which nothing is left.
