@@ -214,6 +214,7 @@ func BenchmarkSend(b *testing.B) {
 			p := make([]byte, size)
 			b.ReportAllocs()
 			b.SetBytes(int64(size))
+			cpu := cpuTime()
 			for b.Loop() {
 				if c.datagrams.len() > 800 {
 					for c.datagrams.len() > 100 {
@@ -226,6 +227,7 @@ func BenchmarkSend(b *testing.B) {
 				time.Sleep(time.Millisecond)
 			}
 			time.Sleep(10 * time.Millisecond)
+			b.ReportMetric(float64((cpuTime()-cpu).Nanoseconds())/float64(b.N), "cpu-ns/op")
 			b.ReportMetric(float64(arrived.Load())/float64(b.N), "delivered/sent")
 		})
 	}
@@ -250,11 +252,13 @@ func BenchmarkRequest(b *testing.B) {
 	c := from.dial(to, Client)
 	body := make([]byte, 1352)
 	b.ReportAllocs()
+	cpu := cpuTime()
 	for b.Loop() {
 		if _, err := c.Request(context.Background(), "path_build", body); err != nil {
 			b.Fatal(err)
 		}
 	}
+	b.ReportMetric(float64((cpuTime()-cpu).Nanoseconds())/float64(b.N), "cpu-ns/op")
 }
 
 func BenchmarkDial(b *testing.B) {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -1167,4 +1168,59 @@ func TestNetworkOf(t *testing.T) {
 			t.Errorf("%s: %v", in, got)
 		}
 	}
+}
+
+// The socket's buffers are raised, by force where we may, and the kernel's answer can be told.
+func TestSocketBuffers(t *testing.T) {
+	n := run(t, loopback(t), &node{}, Config{})
+	s, err := n.quic.SocketBuffers()
+	if err != nil || s.Wanted != socketBuffer || s.Receive < 100_000 || s.Send < 100_000 {
+		t.Errorf("%+v, %v", s, err)
+	}
+	if os.Geteuid() == 0 && !s.Enough() {
+		t.Logf("root, but not enough (no CAP_NET_ADMIN here?): %+v", s)
+	}
+	n.stop()
+	if _, err := n.quic.SocketBuffers(); err == nil {
+		t.Error("a closed socket has buffers")
+	}
+	inSim(t, func(t *testing.T, n *simNet) {
+		a := n.relayAt(1)
+		defer a.stop()
+		if _, err := a.quic.SocketBuffers(); err != errSimulated {
+			t.Errorf("simulated: %v", err)
+		}
+	})
+}
+
+// A source that can wait is held back while a connection cannot send, for a bounded time.
+func TestAwaitRoom(t *testing.T) {
+	inSim(t, func(t *testing.T, n *simNet) {
+		a, b := n.relayAt(1), n.relayAt(2)
+		defer b.stop()
+		defer a.stop()
+		ab := a.dial(b, Relay)
+		wait := func(most time.Duration) time.Duration {
+			start := time.Now()
+			a.quic.AwaitRoom(ctxb, most)
+			return time.Since(start)
+		}
+		if w := wait(time.Second); w != 0 {
+			t.Errorf("idle: waited %v", w)
+		}
+		n.lose(everything)
+		for range 200 {
+			ab.Send(bufferOf(pattern(1100)))
+		}
+		if w := wait(10 * time.Millisecond); w != 10*time.Millisecond {
+			t.Errorf("stuck: waited %v", w)
+		}
+		n.lose(nil)
+		if w := wait(time.Minute); w == 0 || w > 10*time.Second {
+			t.Errorf("freed: waited %v", w)
+		}
+		if s := ab.Stats(); s.Waiting > 80 || s.DropFull > 0 {
+			t.Errorf("%d wait, %d dropped", s.Waiting, s.DropFull)
+		}
+	})
 }

@@ -85,8 +85,9 @@ type Conn interface {
 	Remote() key.Public
 	// Outbound says that we dialled.
 	Outbound() bool
-	// Send sends one datagram of up to packet.MaxData bytes. It takes ownership and never blocks: when the queue is full the oldest is
-	// dropped, and what does not fit into two frames is dropped too; Stats counts both.
+	// Send sends one datagram of up to packet.MaxData bytes. It takes ownership and never blocks: when the queue is full the oldest of the path with most
+	// in it is dropped, and what does not fit into two frames is dropped too; Stats counts both. What is lost on the way is sent again once, so a datagram
+	// may arrive late or twice.
 	Send(b *packet.Buffer)
 	// Request waits for the reply, RequestTimeout long when ctx has no deadline. Errors: ErrTimeout, ErrClosed, ErrTooLarge, ErrBusy,
 	// *ReplyError, or ctx's when it is cancelled. body is not kept; the reply is the caller's.
