@@ -54,9 +54,11 @@ BENCHTIME ?= 1s
 BENCHCOUNT ?= 4
 BENCHARGS ?=
 bench: .cache/env ## all that is measured, beside Tor and wireguard-go: 20 minutes, as root (BENCH=quick: 4 minutes)
-	@$(MAKE) bench-go
-	@$(with) go test -run '^$$' -bench '^Benchmark(Forward|Cipher)$$' -benchmem -benchtime $(BENCHTIME) -count $(BENCHCOUNT) ./router/link ./router/seal | tee -a build/bench-go.txt
-	@$(MAKE) bench-net BENCHARGS="-micro build/bench-go.txt $(BENCHARGS)"
+	@status=0; \
+	$(MAKE) bench-go || status=$$?; \
+	$(with) go test -run '^$$' -bench '^Benchmark(Forward|Cipher)$$' -benchmem -benchtime $(BENCHTIME) -count $(BENCHCOUNT) ./router/link ./router/seal | tee -a build/bench-go.txt || status=$$?; \
+	$(MAKE) bench-net BENCHARGS="-micro build/bench-go.txt $(BENCHARGS)" || status=$$?; \
+	exit $$status
 
 bench-go: .cache/env ## all Go benchmarks (BENCHTIME=1s)
 	@mkdir -p build
@@ -68,7 +70,8 @@ bench-net: .cache/env ## a relay alone and whole networks, beside Tor and wiregu
 	@$(with) exec build/bench.test -test.run '^TestBench$$' -test.timeout 0 -out build -tor .cache/tor \
 		-commit "$$(git describe --tags --always --dirty 2>/dev/null || echo unknown)" $(if $(BENCH_DOC),-doc docs/performance.md) $(BENCHARGS)
 
-soak: .cache/env ## days of simulated time in the test network (build tag soak); takes hours
+soak: .cache/env ## 200 MB each way through the demo's network, then days of simulated time in the test network; takes hours
+	@$(with) go test -tags root,soak -run TestDemoNetwork -count 1 -timeout 0 -v ./cmd/lokinetd/
 	@$(with) go test -tags soak -run Soak -count 1 -timeout 0 -v ./router/testnet/
 
 mutants: ## change one protocol constant at a time in a copy; a test against foreign code must notice (a table on stdout)

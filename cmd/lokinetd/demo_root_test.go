@@ -21,7 +21,6 @@ import (
 
 	"lokinetd/netif/lab"
 	"lokinetd/router/control"
-	"lokinetd/router/key"
 )
 
 // TestMain lets the lab start this test program as lokinetd.
@@ -34,18 +33,21 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-const transfer = 20_000_000 // bytes each way
+// transfer is how many bytes go each way, and patience how long one of them may take. make soak sends ten times as many.
+const (
+	transfer = 20_000_000 * scale
+	patience = 90 * time.Second * scale
+)
 
 // What a person does with the demo's network, from its second client.
 func TestDemoNetwork(t *testing.T) {
-	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute+2*patience)
 	defer cancel()
-	d := &demoNet{a: &app{out: os.Stdout, err: os.Stderr}, dir: t.TempDir(), operator: key.Generate()}
-	defer func() {
-		if d.lab != nil {
-			d.lab.Close()
-		}
-	}()
+	d, err := newDemo(ctx, &app{out: os.Stdout, err: os.Stderr})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.close()
 	must := func(err error) {
 		t.Helper()
 		if err != nil {
@@ -67,7 +69,7 @@ func TestDemoNetwork(t *testing.T) {
 	}
 	curl := func(args ...string) string {
 		t.Helper()
-		out, err := run(append([]string{"curl", "-sS", "--fail", "--max-time", "90"}, args...)...)
+		out, err := run(append([]string{"curl", "-sS", "--fail", "--max-time", fmt.Sprint(patience.Seconds())}, args...)...)
 		if err != nil {
 			t.Errorf("curl %q: %v: %.300s", args, err, out)
 		}
@@ -130,13 +132,7 @@ func TestDemoNetwork(t *testing.T) {
 		t.Errorf("a port that is not listed answers: %s", out)
 	}
 
-	third := &demoHost{d: d, name: "third"}
-	dir := filepath.Join(d.dir, "third")
-	must(os.Mkdir(dir, 0o700))
-	text := fmt.Sprintf("data_dir = %q\n%s[control]\nsocket = %q\ngroup = \"\"\n", dir, d.network(), third.socket())
-	must(os.WriteFile(filepath.Join(dir, "lokinetd.toml"), []byte(text), 0o600))
-	third.node, err = d.lab.AddNode(lab.NodeConfig{Name: "third", NoIPv6: true, ResolvConf: "nameserver 127.3.2.1\n",
-		Addrs: []netip.Prefix{netip.MustParsePrefix("10.77.0.103/24")}})
+	third, err := d.machine("third", "", lab.NodeConfig{NoIPv6: true, Addrs: []netip.Prefix{netip.MustParsePrefix("10.77.0.103/16")}})
 	must(err)
 	must(third.start())
 	must(third.wait(ctx, ready))

@@ -1,0 +1,5 @@
+//go:build root && soak
+
+package main
+
+const scale = 10 // of TestDemoNetwork
