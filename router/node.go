@@ -164,6 +164,14 @@ func (n *Node) serve(f func(ctx context.Context)) bool {
 	return true
 }
 
+// Paths describes the paths of a client, for people and tests.
+func (n *Node) Paths() []path.Info {
+	if n.client == nil {
+		return nil
+	}
+	return n.client.paths.List()
+}
+
 // Opened, Request, Datagram and Closed are what links tell; the role decides.
 func (n *Node) Opened(c link.Conn)                     { n.links.opened(c); n.role.Opened(c) }
 func (n *Node) Request(c link.Conn, r *link.Request)   { n.role.Request(c, r) }
