@@ -2,6 +2,7 @@ package router
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -23,9 +24,10 @@ const (
 
 // client is the role of a client: edges, what it knows of the network, and the endpoints that share them.
 type client struct {
-	n     *Node
-	paths *path.Client
-	names names
+	n      *Node
+	paths  *path.Client
+	names  names
+	juries atomic.Int32
 
 	mu        sync.Mutex
 	endpoints []*Endpoint
@@ -220,6 +222,30 @@ func (c *client) fetchRCs(ctx context.Context, paths []*path.Path) error {
 	}
 	_, err = c.n.store.Fetched(raws)
 	return err
+}
+
+// ErrNoName says that the network knows no such name.
+var ErrNoName = errors.New("router: no such name is registered")
+
+// errDispute says that relays contradict each other, and none of their answers is believed.
+var errDispute = errors.New("router: the relays asked do not agree on the name")
+
+// Lookup finds the client that a registered name ("shop.loki", lower case, no subdomain) stands for. Errors: ErrNoName, or why there is no certain answer.
+func (n *Node) Lookup(ctx context.Context, name string) (key.Address, time.Duration, error) {
+	if n.client == nil {
+		return key.Address{}, 0, errors.New("router: a relay resolves no names")
+	}
+	v, ttl, err := n.client.lookup(ctx, name)
+	switch {
+	case err != nil:
+	case v.found:
+		return key.Address{Key: v.owner}, ttl, nil
+	case v.certain:
+		return key.Address{}, ttl, ErrNoName
+	default:
+		err = errDispute
+	}
+	return key.Address{}, 0, err
 }
 
 // Links.

@@ -8,20 +8,29 @@ import (
 
 	"lokinetd/router/key"
 	"lokinetd/router/netdb"
+	"lokinetd/router/packet"
 	"lokinetd/router/path"
 	"lokinetd/router/seal"
 )
 
 // Names that are registered with the network ("shop.loki") are asked of several relays at a time; the majority decides (protocol 1 section 8.4).
-// Anyone who knows a name can make an answer for it that opens, so the majority is all that stands between a user and a wrong site. Therefore three things are stricter
-// here than there: no relay is asked over two paths, more than half of an even number must agree before the rest is waited for (the protocol is content with half), and
-// a tie between two owners is no answer instead of a coin's.
+//
+// Anyone who knows a name can make an answer for it that opens, so the majority is all that stands between a user and a wrong site, and four or five relays are a small
+// one: where 30 % lie together, they are three of four in one look-up of twelve. Therefore this is stricter than the protocol's rule, in ways that no relay can see:
+//   - no relay is asked over two paths;
+//   - more than half must agree before the rest is waited for (of an even number the protocol is content with half), and the rest is waited for a moment still;
+//   - when two answers contradict each other, a jury of more relays is asked, over paths built for it, and counts with them;
+//   - a tie between two owners is no answer instead of a coin's.
 
 const (
 	snsAsk      = 5               // paths that are asked
 	snsTTL      = 5 * time.Minute // an answer is kept, the negative too
 	snsCacheMax = 4096            // names kept
 	snsFlights  = 256             // names that are being looked up
+	snsLinger   = 250 * time.Millisecond
+	snsJurors   = 8
+	snsJuries   = 4               // at a time
+	snsPatience = 5 * time.Second // with a jury
 )
 
 // nameAnswer is what one relay said: an owner, "not found", or nothing usable.
@@ -41,11 +50,9 @@ type nameVerdict struct {
 }
 
 // agree decides over the answers that have come so far, of asked relays. ok is false while more answers are needed; with all answers in it is always
-// true. Failures count for nothing; at the end the most frequent answer wins, "not found" over an owner as frequent.
-func agree(asked int, answers []nameAnswer) (v nameVerdict, ok bool) {
+// true. Failures count for nothing; at the end the most frequent answer wins, "not found" over an owner as frequent. contested says that answers contradict each other.
+func agree(asked int, answers []nameAnswer) (v nameVerdict, contested, ok bool) {
 	none, counts := 0, map[key.Public]int{}
-	var best key.Public
-	most, tied := 0, false
 	for _, a := range answers {
 		switch {
 		case a.none:
@@ -54,15 +61,18 @@ func agree(asked int, answers []nameAnswer) (v nameVerdict, ok bool) {
 			counts[a.owner]++
 		}
 	}
+	var best key.Public
+	most, tied := 0, false
 	for owner, n := range counts {
 		if n >= most {
 			best, most, tied = owner, n, n == most
 		}
 	}
-	v.asked = asked
+	contested = len(counts) > 1 || len(counts) > 0 && none > 0
 	if need := asked/2 + 1; none < need && most < need && len(answers) < asked {
-		return nameVerdict{}, false
+		return nameVerdict{}, contested, false
 	}
+	v.asked = asked
 	switch {
 	case none >= most:
 		v.certain, v.agreed = none > 0, none
@@ -71,7 +81,7 @@ func agree(asked int, answers []nameAnswer) (v nameVerdict, ok bool) {
 	default:
 		v.owner, v.found, v.certain, v.agreed = best, true, true, most
 	}
-	return v, true
+	return v, contested, true
 }
 
 // names remembers certain verdicts for snsTTL, and who is being asked about: however many want a name at a time, the relays are asked once.
@@ -147,7 +157,7 @@ func (c *client) lookup(ctx context.Context, name string) (nameVerdict, time.Dur
 		}
 		f = &flight{done: make(chan struct{})}
 		started := c.n.serve(func(ctx context.Context) {
-			f.v, f.err = askName(ctx, name, paths)
+			f.v, f.err = c.askName(ctx, name, paths)
 			n.mu.Lock()
 			delete(n.flights, name)
 			if f.v.certain {
@@ -174,33 +184,100 @@ func (c *client) lookup(ctx context.Context, name string) (nameVerdict, time.Dur
 	return f.v, snsTTL, nil
 }
 
-// askName asks all paths' relays and returns as soon as they agree.
-func askName(ctx context.Context, name string, paths []*path.Path) (nameVerdict, error) {
+// askName asks the relays of paths, and more when they contradict each other, and returns as soon as enough agree.
+func (c *client) askName(ctx context.Context, name string, paths []*path.Path) (nameVerdict, error) {
 	ctx, cancel := context.WithCancel(ctx)
-	ch := make(chan nameAnswer, len(paths))
+	ch := make(chan nameAnswer, len(paths)+snsJurors)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
 	request := netdb.EncodeResolveSNS(seal.NameHash(name))
-	for _, p := range paths {
+	heard := map[key.Public]bool{}
+	ask := func(p *path.Path) {
+		heard[p.Pivot()] = true
 		wg.Go(func() {
 			body, err := p.Request(ctx, netdb.MethodResolveSNS, request)
 			ch <- readName(name, body, err)
 		})
 	}
+	for _, p := range paths {
+		ask(p)
+	}
 	var answers []nameAnswer
+	var called jury // nil: none
+	var over <-chan time.Time
+	asked := len(paths)
 	for {
-		if v, ok := agree(len(paths), answers); ok {
+		v, contested, ok := agree(asked, answers)
+		switch {
+		case contested && called == nil:
+			var dismiss func()
+			if called, dismiss = c.callJury(); called != nil {
+				defer dismiss()
+				asked += snsJurors
+				over = time.After(snsPatience)
+				continue
+			}
+			called = make(jury) // none to be had
+		case ok && (contested || len(answers) == asked):
 			return v, nil
+		case ok && over == nil:
+			over = time.After(snsLinger)
 		}
 		select {
 		case a := <-ch:
 			answers = append(answers, a)
+		case p := <-called:
+			if !heard[p.Pivot()] && len(heard) < len(paths)+snsJurors {
+				ask(p)
+			}
+		case <-over: // what has come must do
+			v, _, _ := agree(len(answers), answers)
+			return v, nil
 		case <-ctx.Done():
 			return nameVerdict{}, ctx.Err()
 		}
 	}
 }
+
+// jury is the paths to more relays, as they come up. It is the owner of their pool.
+type jury chan *path.Path
+
+func (j jury) PathUp(p *path.Path) {
+	select {
+	case j <- p:
+	default:
+	}
+}
+
+func (jury) PathDown(*path.Path, path.Reason)               { /* its request fails */ }
+func (jury) PathDatagram(_ *path.Path, b *packet.Buffer)    { b.Release() }
+func (jury) PathControl(*path.Path, byte, []byte, [24]byte) {}
+
+// callJury builds paths to relays drawn at random; nil when there are juries enough. dismiss must be called.
+func (c *client) callJury() (j jury, dismiss func()) {
+	if c.juries.Add(1) > snsJuries {
+		c.juries.Add(-1)
+		return nil, nil
+	}
+	hops := 0
+	for _, e := range c.list() {
+		hops = max(hops, e.Config.InboundHops)
+	}
+	if hops == 0 {
+		hops = defaultHops
+	}
+	j = make(jury, 2*snsJurors)
+	pool := c.paths.NewPool(path.PoolConfig{Kind: path.Inbound, Hops: hops, Want: snsJurors, Owner: j, Label: "names"})
+	pool.Tick(time.Now())
+	return j, func() {
+		pool.Close()
+		c.juries.Add(-1)
+	}
+}
+
+// defaultHops is the length of inbound paths (protocol 3 section 6.1).
+const defaultHops = 3
 
 // readName turns one reply into an answer.
 func readName(name string, body []byte, err error) nameAnswer {

@@ -37,7 +37,7 @@ func TestAgree(t *testing.T) {
 	} {
 		t.Run(c.what, func(t *testing.T) {
 			for n := range c.early + 1 {
-				v, ok := agree(c.asked, c.answers[:n])
+				v, _, ok := agree(c.asked, c.answers[:n])
 				if ok != (n >= c.early) {
 					t.Fatalf("after %d answers: decided %v", n, ok)
 				}

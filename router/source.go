@@ -31,16 +31,11 @@ func (s source) RandomRelay() (key.Address, bool) {
 }
 
 func (s source) Lookup(ctx context.Context, name string) (key.Address, time.Duration, error) {
-	v, ttl, err := s.h.node.client.lookup(ctx, name)
-	switch {
-	case err != nil:
-		return key.Address{}, 0, err
-	case v.found:
-		return key.Address{Key: v.owner}, ttl, nil
-	case v.certain:
-		return key.Address{}, ttl, dns.ErrNotExist
+	a, ttl, err := s.h.node.Lookup(ctx, name)
+	if errors.Is(err, ErrNoName) {
+		err = dns.ErrNotExist
 	}
-	return key.Address{}, 0, errors.New("router: the relays asked do not agree on the name")
+	return a, ttl, err
 }
 
 func (s source) Exists(a key.Address) bool {
