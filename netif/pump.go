@@ -65,6 +65,10 @@ type Tunnel interface {
 
 // Pump moves packets between one TUN and the tunnels of its endpoints. Endpoints come and go at run time.
 type Pump struct {
+	// Hold, unless nil, is called before each read from the TUN and may wait a little while there is no room behind the tunnels: then packets wait in
+	// the kernel's queue, whose senders notice, and none is dropped by us. Set before Run.
+	Hold func(ctx context.Context)
+
 	tun   TUN
 	log   *slog.Logger
 	queue chan *packet.Buffer
@@ -177,6 +181,9 @@ func (p *Pump) read(ctx context.Context) error {
 				buffers[i] = packet.Get()
 				raw[i] = buffers[i].Reset(MaxPacket)
 			}
+		}
+		if p.Hold != nil {
+			p.Hold(ctx)
 		}
 		n, err := p.readBatch(raw, sizes)
 		now := time.Now()

@@ -48,6 +48,7 @@ type host struct {
 	up      bool          // the start has succeeded
 	device  device
 	pump    *netif.Pump
+	wire    *link.QUIC
 	dns     *dns.Server
 	sockets *dns.Sockets
 	served  atomic.Pointer[[]*hostEndpoint] // see endpoints
@@ -168,6 +169,9 @@ func run(ctx context.Context, c *config.Config, version string, log *slog.Logger
 	return h.loop(ctx, memory)
 }
 
+// linkRoom is how long the pump waits at most for room on the links before it reads on.
+const linkRoom = 10 * time.Millisecond
+
 // adaptEvery is how often the collector's target follows the load.
 const adaptEvery = time.Second
 
@@ -237,11 +241,12 @@ func (h *host) openNode() error {
 	if err != nil {
 		return fmt.Errorf("link: %w", err)
 	}
-	nc.Wire, err = link.NewQUIC(pc, link.Config{Secret: nc.Secret, Accept: relay, Registered: nc.Store.Registered, Log: h.log.With("mod", "link")})
+	h.wire, err = link.NewQUIC(pc, link.Config{Secret: nc.Secret, Accept: relay, Registered: nc.Store.Registered, Log: h.log.With("mod", "link")})
 	if err != nil {
 		pc.Close()
 		return err
 	}
+	nc.Wire = h.wire
 	o, p := path.DefaultOptions(), c.Paths
 	o.Edges, o.UniqueRange, o.AcceptableExpiry, o.MinExpiry = p.EdgeConnections, p.UniqueRangeSize, p.AcceptableExpiry, p.MinExpiry
 	o.PingInterval, o.MaxMissedPings, o.PivotReuse = p.PingInterval, p.MaxMissedPings, p.InboundPivotReuse
@@ -277,6 +282,7 @@ func (h *host) openClient(ctx context.Context) (err error) {
 	}
 	h.parts.add("network interface", hostLimit, h.closeDevice)
 	h.pump = netif.NewPump(h.device, h.log.With("mod", "netif"))
+	h.pump.Hold = func(ctx context.Context) { h.wire.AwaitRoom(ctx, linkRoom) }
 	h.loadAddresses()
 	if err := h.openEndpoints(); err != nil {
 		return err
