@@ -1,7 +1,9 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"strings"
 	"time"
 
@@ -12,23 +14,28 @@ import (
 )
 
 // client makes the client of the daemon that the flags name: --socket, else
-// the socket of the configuration, else the default one.
-func (a *app) client() *control.Client {
+// the socket of the configuration, else, where there is no configuration, the default one.
+func (a *app) client() (*control.Client, error) {
 	path := a.socket
 	if path == "" {
-		path = config.Default().Control.Socket
-		if c, err := config.Load(a.config); err == nil {
+		c, err := config.Load(a.config)
+		switch {
+		case err == nil:
 			path = c.Control.Socket
+		case a.config == defaultConfig && errors.Is(err, fs.ErrNotExist):
+			path = config.Default().Control.Socket
+		default:
+			return nil, err
 		}
 	}
-	return control.NewClient(path)
+	return control.NewClient(path), nil
 }
 
 func (a *app) addressCommand() *cobra.Command {
 	return a.jsonFlag(&cobra.Command{
 		Use: "address", Short: "Print the addresses of this daemon, one a line", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			s, err := a.client().Status(cmd.Context())
+			s, err := a.status(cmd)
 			if err != nil {
 				return err
 			}
@@ -47,7 +54,11 @@ func (a *app) resolveCommand() *cobra.Command {
 	return a.jsonFlag(&cobra.Command{
 		Use: "resolve NAME", Short: "Resolve a .loki, .sesh or .snode name and say how", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			r, err := a.client().Resolve(cmd.Context(), args[0])
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			r, err := c.Resolve(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}
@@ -74,7 +85,11 @@ func (a *app) pingCommand() *cobra.Command {
 	cmd := a.jsonFlag(&cobra.Command{
 		Use: "ping NAME", Short: "Connect to a name and measure the round trip through its paths", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			p, err := a.client().Ping(cmd.Context(), args[0], count)
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			p, err := c.Ping(cmd.Context(), args[0], count)
 			if err != nil {
 				return err
 			}
@@ -107,7 +122,7 @@ func (a *app) pathCommand() *cobra.Command {
 	return group("path", "Look at the onion paths", a.jsonFlag(&cobra.Command{
 		Use: "list", Short: "List the paths that this daemon built", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			s, err := a.client().Status(cmd.Context())
+			s, err := a.status(cmd)
 			if err != nil {
 				return err
 			}
@@ -115,27 +130,31 @@ func (a *app) pathCommand() *cobra.Command {
 				return a.printJSON(map[string]any{"schema": control.Schema, "paths": s.Paths})
 			}
 			for _, p := range s.Paths {
-				a.printPath(p)
+				fmt.Fprintf(a.out, "%-10s %s\n", p.Endpoint, pathText(p, a.now()))
 			}
-			return nil
+			return a.noneIf(len(s.Paths) == 0, "paths")
 		},
 	}))
 }
 
-func (a *app) printPath(p control.Path) {
-	hops := make([]string, len(p.Hops))
-	for i, h := range p.Hops {
-		hops[i] = h[:min(8, len(h))]
+// pathText describes a path in one line.
+func pathText(p control.Path, now time.Time) string {
+	hops := []string{"you"}
+	for _, h := range p.Hops {
+		hops = append(hops, h[:min(8, len(h))])
 	}
-	fmt.Fprintf(a.out, "  %-8s %-10s you > %s  %s, %.1f ms, for %v more\n", p.Kind, p.Endpoint,
-		strings.Join(hops, " > "), p.State, p.RTTms, time.Until(p.ExpiresAt).Round(time.Second))
+	rtt := "not measured yet"
+	if p.RTTms > 0 {
+		rtt = fmt.Sprintf("%.1f ms", p.RTTms)
+	}
+	return fmt.Sprintf("%-8s %s  %s, %s, %v left", p.Kind, strings.Join(hops, " > "), p.State, rtt, ago(p.ExpiresAt, now))
 }
 
 func (a *app) sessionCommand() *cobra.Command {
 	return group("session", "Look at the sessions", a.jsonFlag(&cobra.Command{
 		Use: "list", Short: "List the sessions with remote clients and relays", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			s, err := a.client().Status(cmd.Context())
+			s, err := a.status(cmd)
 			if err != nil {
 				return err
 			}
@@ -143,17 +162,38 @@ func (a *app) sessionCommand() *cobra.Command {
 				return a.printJSON(map[string]any{"schema": control.Schema, "sessions": s.Sessions})
 			}
 			for _, x := range s.Sessions {
-				a.printSession(x)
+				fmt.Fprintf(a.out, "%-10s %s\n", x.Endpoint, sessionText(x, a.now()))
 			}
-			return nil
+			return a.noneIf(len(s.Sessions) == 0, "sessions")
 		},
 	}))
 }
 
-func (a *app) printSession(x control.Session) {
-	fmt.Fprintf(a.out, "  %-3s %-11s %s  in %s, out %s, quiet for %v\n", x.Direction, x.State, x.Remote,
-		bytesText(x.BytesIn), bytesText(x.BytesOut), time.Since(x.LastActivity).Round(time.Second))
+// sessionText describes a session in one line.
+func sessionText(x control.Session, now time.Time) string {
+	return fmt.Sprintf("%-3s %s  %s, in %s, out %s, quiet for %v", x.Direction, x.Remote, x.State,
+		bytesText(x.BytesIn), bytesText(x.BytesOut), ago(x.LastActivity, now))
 }
+
+// status asks the daemon how it is.
+func (a *app) status(cmd *cobra.Command) (control.Status, error) {
+	c, err := a.client()
+	if err != nil {
+		return control.Status{}, err
+	}
+	return c.Status(cmd.Context())
+}
+
+// noneIf says that a list is empty, which is no failure.
+func (a *app) noneIf(empty bool, what string) error {
+	if empty {
+		fmt.Fprintf(a.err, "no %s\n", what)
+	}
+	return nil
+}
+
+// ago is the time between two moments, in either order, in whole seconds.
+func ago(t, now time.Time) time.Duration { return now.Sub(t).Abs().Round(time.Second) }
 
 // bytesText writes a number of bytes for people: 1,234 B, 5.6 MB.
 func bytesText(n uint64) string {

@@ -13,13 +13,17 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"lokinetd/netif/lab"
 	"lokinetd/router/control"
 )
+
+const defaultConfig = "/etc/lokinetd/lokinetd.toml"
 
 const (
 	exitFailure = 1 + iota
@@ -78,6 +82,14 @@ type app struct {
 	json   bool
 	out    io.Writer
 	err    io.Writer
+	clock  func() time.Time // nil: time.Now
+}
+
+func (a *app) now() time.Time {
+	if a.clock != nil {
+		return a.clock()
+	}
+	return time.Now()
 }
 
 func main() {
@@ -89,29 +101,33 @@ func main() {
 
 // execute runs one command line and returns its exit code.
 func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	a := &app{out: stdout, err: stderr}
+	return (&app{out: stdout, err: stderr}).execute(ctx, args)
+}
+
+func (a *app) execute(ctx context.Context, args []string) int {
 	root := a.command()
 	root.SetArgs(args)
-	root.SetOut(stdout)
-	root.SetErr(stderr)
+	root.SetOut(a.out)
+	root.SetErr(a.err)
 	err := root.ExecuteContext(ctx)
 	if err != nil && err.Error() != "" {
-		fmt.Fprintf(stderr, "lokinetd: %v\n", err)
+		fmt.Fprintf(a.err, "lokinetd: %v\n", err)
 	}
 	return exitCode(err)
 }
 
 func (a *app) command() *cobra.Command {
 	root := &cobra.Command{
-		Use:           "lokinetd",
-		Short:         "Reach and host .loki sites over onion paths",
-		Long:          "lokinetd joins a Session Router network, gives this machine a network interface and a\nname server for .loki, .sesh and .snode addresses, and carries IP packets over onion paths.",
-		SilenceUsage:  true,
-		SilenceErrors: true,
-		Args:          cobra.NoArgs,
-		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		Use:                        "lokinetd",
+		Short:                      "Reach and host .loki sites over onion paths",
+		Long:                       "lokinetd joins a Session Router network, gives this machine a network interface and a\nname server for .loki, .sesh and .snode addresses, and carries IP packets over onion paths.",
+		SilenceUsage:               true,
+		SilenceErrors:              true,
+		SuggestionsMinimumDistance: 2,
+		Args:                       cobra.NoArgs,
+		RunE:                       func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	root.PersistentFlags().StringVarP(&a.config, "config", "c", "/etc/lokinetd/lokinetd.toml", "configuration `file`")
+	root.PersistentFlags().StringVarP(&a.config, "config", "c", defaultConfig, "configuration `file`")
 	root.PersistentFlags().StringVar(&a.socket, "socket", "", "control socket of the daemon (default: as configured)")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &exitError{exitUsage, err} })
 	root.AddCommand(
@@ -123,13 +139,25 @@ func (a *app) command() *cobra.Command {
 	return root
 }
 
+// wrongArgs says what is wrong with the arguments of a command.
+func wrongArgs(c *cobra.Command, args []string, err error) error {
+	if !c.HasSubCommands() || len(args) == 0 {
+		return usagef("%w; usage: %s", err, c.UseLine())
+	}
+	hint := ""
+	if near := c.SuggestionsFor(args[0]); len(near) > 0 {
+		hint = ", but " + strings.Join(near, " and ")
+	}
+	return usagef("there is no command %q%s (see %s --help)", args[0], hint, c.CommandPath())
+}
+
 // wrapArgs makes a wrong number of arguments a usage error for every command,
 // and a missing subcommand too.
 func wrapArgs(cmd *cobra.Command) {
 	if check := cmd.Args; check != nil {
 		cmd.Args = func(c *cobra.Command, args []string) error {
 			if err := check(c, args); err != nil {
-				return usagef("%s: %w (see %s --help)", c.CommandPath(), err, c.CommandPath())
+				return wrongArgs(c, args, err)
 			}
 			return nil
 		}
@@ -142,7 +170,7 @@ func wrapArgs(cmd *cobra.Command) {
 // group makes a command that only holds others.
 func group(use, short string, subs ...*cobra.Command) *cobra.Command {
 	cmd := &cobra.Command{Use: use, Short: short, Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
-		return usagef("%s: which of its commands? (see %s --help)", c.CommandPath(), c.CommandPath())
+		return usagef("which of the commands of %s? (see %s --help)", c.CommandPath(), c.CommandPath())
 	}}
 	cmd.AddCommand(subs...)
 	return cmd

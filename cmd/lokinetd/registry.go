@@ -15,6 +15,7 @@ import (
 	"github.com/google/renameio/v2"
 	"github.com/spf13/cobra"
 
+	"lokinetd/router"
 	"lokinetd/router/control"
 	"lokinetd/router/key"
 	"lokinetd/router/netdb"
@@ -209,7 +210,7 @@ func (a *app) writeRegistry(file string, f *netdb.NetworkFile, sec *key.Secret) 
 		return err
 	}
 	fmt.Fprintf(a.out, "%s: serial %d, %s, %s\n", file, f.Serial, count(len(f.Relays), "relay"), count(len(f.Names), "name"))
-	for _, w := range networkWarnings(f, time.Now()) {
+	for _, w := range router.NetworkWarnings(f, a.now()) {
 		fmt.Fprintln(a.err, "note:", w)
 	}
 	return nil
@@ -286,33 +287,6 @@ func parseKey(arg string, want key.Kind) (key.Public, error) {
 	return id, nil
 }
 
-// networkWarnings says in plain words what keeps a network from working well.
-func networkWarnings(f *netdb.NetworkFile, now time.Time) (all []string) {
-	relays := count(len(f.Relays), "relay")
-	switch netdb.EnoughRelays(len(f.Relays)) {
-	case netdb.TooFew:
-		all = append(all, fmt.Sprintf("%s: a network does not work with fewer than %d; %d or more are advised", relays, netdb.MinRelays, netdb.AdvisedRelays))
-	case netdb.Few:
-		all = append(all, fmt.Sprintf("%s: it works as long as all of them do; %d or more are advised", relays, netdb.AdvisedRelays))
-	}
-	if len(f.Relays) == 0 {
-		return all
-	}
-	expired := 0
-	for _, c := range f.Contacts {
-		if c.Expired(now) {
-			expired++
-		}
-	}
-	switch {
-	case len(f.Contacts) == 0:
-		all = append(all, "no relay has a contact in it: who starts with this file finds nobody")
-	case expired > 0:
-		all = append(all, fmt.Sprintf("%d of %s expired: let those relays write new ones ('lokinetd relay contact') and add them again", expired, count(len(f.Contacts), "contact")))
-	}
-	return all
-}
-
 // count writes a number of things: "1 relay", "4 relays".
 func count(n int, thing string) string {
 	if n != 1 {
@@ -363,7 +337,7 @@ func (a *app) registryShowCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			v := describeNetwork(f, time.Now())
+			v := describeNetwork(f, a.now())
 			if a.json {
 				return a.printJSON(v)
 			}
@@ -379,7 +353,7 @@ func describeNetwork(f *netdb.NetworkFile, now time.Time) registryJSON {
 	v := registryJSON{
 		Schema: control.Schema, Name: f.Name, ID: f.Network, Serial: f.Serial, Private: f.Private, UniqueRange: f.UniqueRange,
 		Operator: f.Operator.String(), Relays: []registryRelay{}, Names: map[string]string{},
-		Warnings: append([]string{}, networkWarnings(f, now)...),
+		Warnings: append([]string{}, router.NetworkWarnings(f, now)...),
 	}
 	contacts := map[key.Public]*netdb.RelayContact{}
 	for _, c := range f.Contacts {

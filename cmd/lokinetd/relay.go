@@ -24,7 +24,11 @@ func (a *app) relayCommand() *cobra.Command {
 	return group("relay", "Look at relays, and write a relay's contact", a.relayContactCommand(), a.jsonFlag(&cobra.Command{
 		Use: "list", Short: "List the relays that this daemon knows", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			known, err := a.client().Relays(cmd.Context())
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			known, err := c.Relays(cmd.Context())
 			if err != nil {
 				return err
 			}
@@ -44,7 +48,7 @@ func (a *app) relayCommand() *cobra.Command {
 				}
 				fmt.Fprintf(a.out, "%s  %-21s  %s%s\n", r.Relay, address, r.Version, note)
 			}
-			return nil
+			return a.noneIf(len(known.Relays) == 0, "relays are known")
 		},
 	}))
 }

@@ -156,7 +156,7 @@ func TestRegistryRefuses(t *testing.T) {
 		{1, "registry add a.network --key operator.key operator.key", "operator.key: not a contact"},
 		{1, "relay contact --key r.key --address 10.0.0.1:1190 --network a.network --out x", "not publicly routable"},
 		{1, "relay contact --config missing.toml --out x", "missing.toml"},
-		{2, "registry", "which of its commands"},
+		{2, "registry", "which of the commands"},
 		{2, "registry new b.network --name b --id 44", "--key"},
 		{2, "registry new b.network --key operator.key --name b --id 1", "2 or more"},
 		{2, "registry new b.network --key operator.key --name b --id x", "invalid argument"},

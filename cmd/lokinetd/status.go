@@ -18,14 +18,14 @@ func (a *app) statusCommand() *cobra.Command {
 		Use: "status", Short: "Say how the daemon is, in one screen", Args: cobra.NoArgs,
 		Long: "Say how the daemon is, in one screen.\nExit code 0: ready; 3: not running; 4: running but not ready.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			s, err := a.client().Status(cmd.Context())
+			s, err := a.status(cmd)
 			if err != nil {
 				return err
 			}
 			if a.json {
 				err = a.printJSON(s)
 			} else {
-				printStatus(a.out, s, time.Now())
+				printStatus(a.out, s, a.now())
 			}
 			if err == nil && s.State != control.Ready {
 				err = &exitError{code: exitNotReady}
@@ -45,38 +45,31 @@ func printStatus(w io.Writer, s control.Status, now time.Time) {
 		state += ": " + s.Reason
 	}
 	line("state", "%s", state)
-	line("version", "%s, %s, up for %v", s.Version, s.Role, now.Sub(s.StartedAt).Round(time.Second))
+	line("version", "%s, %s, up for %v", s.Version, s.Role, ago(s.StartedAt, now))
 	line("network", "%s (id %d): %d relays, %d contacts", s.Network.Name, s.Network.ID, s.Network.Known, s.Network.Contacts)
 	for _, e := range s.Endpoints {
-		text := e.Address
-		if e.IPv6 != "" || e.IPv4 != "" {
-			text += "  " + strings.TrimSpace(e.IPv6+" "+e.IPv4)
-		}
-		line(e.Kind, "%s", text)
+		line(e.Kind, "%s  %s", e.Address, strings.TrimSpace(e.IPv6+" "+e.IPv4))
 		if e.Kind == "service" {
 			published := "not published yet"
 			if e.PublishedAt != nil {
-				published = fmt.Sprintf("published %v ago", now.Sub(*e.PublishedAt).Round(time.Second))
+				published = fmt.Sprintf("published %v ago", ago(*e.PublishedAt, now))
 			}
 			line("", "%s: ports %s, %s", e.Name, orNone(strings.Join(e.Ports, " ")), published)
 		}
 		if e.InboundWant > 0 {
-			line("", "inbound paths %d of %d, sessions %d", e.InboundPaths, e.InboundWant, e.Sessions)
+			line("", "inbound paths %d of %d, sessions %d, in %s, out %s", e.InboundPaths, e.InboundWant, e.Sessions,
+				bytesText(e.Traffic.BytesIn), bytesText(e.Traffic.BytesOut))
 		}
 	}
 	for i, e := range s.Edges {
-		line(first(i, "edges"), "%.8s at %s, %.1f ms, in %s, out %s", e.Relay, e.Address, e.RTTms, bytesText(e.BytesIn), bytesText(e.BytesOut))
+		line(first(i, "edges"), "%.8s at %s for %v, %.1f ms, in %s, out %s", e.Relay, e.Address, ago(e.Since, now), e.RTTms,
+			bytesText(e.BytesIn), bytesText(e.BytesOut))
 	}
 	for i, p := range s.Paths {
-		hops := make([]string, len(p.Hops))
-		for j, h := range p.Hops {
-			hops[j] = fmt.Sprintf("%.8s", h)
-		}
-		line(first(i, "paths"), "%-8s you > %s  %s, %.1f ms, %v left", p.Kind, strings.Join(hops, " > "), p.State,
-			p.RTTms, p.ExpiresAt.Sub(now).Round(time.Second))
+		line(first(i, "paths"), "%s", pathText(p, now))
 	}
 	for i, x := range s.Sessions {
-		line(first(i, "sessions"), "%-3s %.16s… %s, in %s, out %s", x.Direction, x.Remote, x.State, bytesText(x.BytesIn), bytesText(x.BytesOut))
+		line(first(i, "sessions"), "%s", sessionText(x, now))
 	}
 	if r := s.Relay; r != nil {
 		line("relay", "public address %s, registered: %v", r.PublicAddress, r.Registered)
@@ -95,8 +88,15 @@ func printStatus(w io.Writer, s control.Status, now time.Time) {
 	}
 	line("traffic", "in %s (%d packets), out %s (%d packets)", bytesText(s.Traffic.BytesIn), s.Traffic.PacketsIn,
 		bytesText(s.Traffic.BytesOut), s.Traffic.PacketsOut)
+	if len(s.Timeline) > 0 {
+		var texts []string
+		for _, m := range s.Timeline[1:] {
+			texts = append(texts, fmt.Sprintf("%s %.0f", m.Name, m.AtMs))
+		}
+		line("timeline", "ms after exec: %s", orNone(strings.Join(texts, ", ")))
+	}
 	for i, reason := range slices.Sorted(maps.Keys(s.Drops)) {
-		line(first(i, "dropped"), "%d %s", s.Drops[reason], reason)
+		line(first(i, "dropped"), "%s: %d", strings.ReplaceAll(reason, "_", " "), s.Drops[reason])
 	}
 	for i, text := range s.NotHidden {
 		line(first(i, "not hidden"), "%s", text)
