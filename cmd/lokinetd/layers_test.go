@@ -66,10 +66,11 @@ var soleUsers = map[string]string{
 
 // testImports are packages of ours that only tests of a package may import beside its row.
 var testImports = map[string]string{
-	"netif":        "netif/lab",
-	"router/seal":  "router/seal/sodium",
-	"router/netdb": "router/seal/sodium",
-	"router/path":  "router/seal/sodium",
+	"netif":          "netif/lab",
+	"router/seal":    "router/seal/sodium",
+	"router/netdb":   "router/seal/sodium",
+	"router/path":    "router/seal/sodium",
+	"router/session": "router/seal/sodium",
 }
 
 // testMay are libraries that tests use beside the sole users.
@@ -79,6 +80,7 @@ var testMay = map[string]string{
 	"crypto/tls":                     "cmd/lokinetd",
 	"golang.zx2c4.com/wireguard":     "cmd/lokinetd",
 	"github.com/vishvananda/netlink": "cmd/lokinetd",
+	"crypto/mlkem":                   "router/session",
 }
 
 func TestLayers(t *testing.T) {
@@ -130,7 +132,7 @@ func TestLayers(t *testing.T) {
 				if imp != lib && !strings.HasPrefix(imp, lib+"/") {
 					continue
 				}
-				if test {
+				if test || pkg == "router/testnet" { // all of it is for tests
 					users += " " + testMay[lib]
 				}
 				if !slices.Contains(strings.Fields(users), pkg) {

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/google/renameio/v2"
@@ -46,7 +47,7 @@ func (a *app) relayCommand() *cobra.Command {
 				if !r.Known {
 					note += "  not in the network"
 				}
-				fmt.Fprintf(a.out, "%s  %-21s  %s%s\n", r.Relay, address, r.Version, note)
+				fmt.Fprintln(a.out, strings.TrimSpace(fmt.Sprintf("%s  %-21s  %-6s%s", r.Relay, address, r.Version, note)))
 			}
 			return a.noneIf(len(known.Relays) == 0, "relays are known")
 		},
