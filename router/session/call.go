@@ -61,7 +61,8 @@ type call struct {
 	doubted  time.Time     // when we last did something about the remote's silence
 	doubts   int           // how often, since it was heard
 	patience time.Duration // until the next time; only a message of the remote ends it, not an accept
-	tried    []onion       // paths of this silence
+	tried    []onion       // paths that were taken in this silence
+	seen     []onion       // paths that were there when we last did something
 }
 
 // pending is an init of ours for which an accept may come.
@@ -388,8 +389,8 @@ func quietTime(p onion) time.Duration {
 
 // doubt acts when we send and hear nothing: the paths are examined. A remote that never was heard gets a new init with a new tag; one that fell silent gets a path switch
 // over another path if there is one, with the spare init in it. If that does not help its contact is looked up again, and paths are built to more of its
-// introductions. All this is harmless to a remote that merely has nothing to say. The second time comes after twice as long, and so on, up to unsureMax or
-// sureMax, as long as we send.
+// introductions. All this is harmless to a remote that merely has nothing to say. The second time comes after as long (if it was heard before), the next after twice as
+// long, and so on up to unsureMax or sureMax, as long as we send.
 func (t *Table) doubt(c *call, now time.Time) {
 	s := c.session
 	asked, heard := s.asked.Load(), t.when(s.heard.Load())
@@ -408,12 +409,21 @@ func (t *Table) doubt(c *call, now time.Time) {
 		}
 		last = c.doubted
 	}
-	if asked <= s.heard.Load() || now.Before(last.Add(min(max(first, c.patience), most))) {
+	if asked <= s.heard.Load() {
+		return
+	}
+	if now.Before(last.Add(min(max(first, c.patience), most))) {
+		if s.sure.Load() && c.doubts > 0 && now.Sub(c.doubted) > quietTime(c.path)/2 && t.anew(c, now) {
+			t.sendSwitch(c, now)
+		}
 		return
 	}
 	c.doubted = now
 	c.doubts++
-	c.patience = min(2*max(first, c.patience), most)
+	c.patience = min(max(first, c.patience), most)
+	if c.doubts > 1 || !s.sure.Load() {
+		c.patience = min(2*c.patience, most)
+	}
 	for _, p := range c.pool.paths(now) {
 		p.suspect()
 	}
@@ -422,6 +432,7 @@ func (t *Table) doubt(c *call, now time.Time) {
 		t.widen(c, min(c.doubts-1, widest))
 	}
 	t.swerve(c, now)
+	c.seen = c.pool.paths(now)
 	switch {
 	case s.sure.Load():
 		t.sendSwitch(c, now)
@@ -430,6 +441,19 @@ func (t *Table) doubt(c *call, now time.Time) {
 		c.inits, c.wait = 0, initWait
 		t.sendInit(c, now)
 	}
+}
+
+// anew takes a path that came since we last doubted: it is likelier to lead to the remote than those that were there.
+func (t *Table) anew(c *call, now time.Time) bool {
+	for _, p := range c.pool.paths(now) {
+		if p == c.path || slices.Contains(c.seen, p) {
+			continue
+		}
+		c.seen, c.tried = append(c.seen, p), append(c.tried, p)
+		c.detour = p
+		return t.move(c, p)
+	}
+	return false
 }
 
 // widen has a call's pool build more paths than usual.

@@ -354,6 +354,7 @@ func (p *fakePath) expiry() time.Time  { return p.until }
 func (p *fakePath) hops() []key.Public { return []key.Public{p.at} }
 func (p *fakePath) rtt() time.Duration { return 2 * p.f.latency }
 func (p *fakePath) suspect()           {}
+func (p *fakePath) suspected() bool    { return false }
 func (p *fakePath) blind(on bool)      { p.mu.Lock(); p.silent = on; p.mu.Unlock() }
 func (p *fakePath) state() (dead, silent bool) {
 	p.mu.Lock()

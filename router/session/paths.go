@@ -31,6 +31,7 @@ type onion interface {
 	hops() []key.Public // the edge first
 	rtt() time.Duration // to the terminal relay and back; 0: not known yet
 	suspect()           // have it examined: nothing seems to come over it
+	suspected() bool    // it is examined
 	request(ctx context.Context, method string, body []byte) ([]byte, error)
 }
 
@@ -135,6 +136,7 @@ func (o ours) expiry() time.Time                          { return o.p.Expiry() 
 func (o ours) hops() []key.Public                         { return o.p.Hops() }
 func (o ours) rtt() time.Duration                         { return o.p.RTT() }
 func (o ours) suspect()                                   { o.p.Suspect() }
+func (o ours) suspected() bool                            { return o.p.Suspected() }
 func (o ours) request(ctx context.Context, method string, body []byte) ([]byte, error) {
 	return o.p.Request(ctx, method, body)
 }

@@ -107,9 +107,12 @@ func (t *Table) tendPublication(now time.Time) {
 	}
 }
 
-// announce makes a new contact and publishes it.
+// announce makes a new contact and publishes it. Paths that may be dead are left out; when all may be, it waits for what their examination brings.
 func (t *Table) announce(paths []onion, now time.Time) {
 	p := &t.publish
+	if paths = slices.DeleteFunc(slices.Clone(paths), onion.suspected); len(paths) == 0 {
+		return
+	}
 	p.next, p.wait = now.Add(publishSpacing), publishSpacing
 	cc := netdb.ClientContact{Flags: p.flags | netdb.FlagPFS, SRV: p.srv}
 	intros := make(map[path.ID]bool, len(paths))

@@ -45,7 +45,7 @@ const (
 )
 
 // settled: what is sent so soon after a message of the remote may well be the answer to it, and needs none.
-const settled = 500 * time.Millisecond
+const settled = 250 * time.Millisecond
 
 // Traffic types (protocol 4 section 1), the last byte of a plaintext.
 const (
