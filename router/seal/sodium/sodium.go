@@ -1,6 +1,6 @@
-// Package sodium lets tests ask a foreign witness: a C program on libsodium (c/peer.c), written from protocol documents 1
-// and 3 and not from our code, that computes what the documents say. It is for tests with the build tag sodium only, and
-// knows nothing of ours; what is compared with what is said by the tests of seal, netdb and path. It needs a C
+// Package sodium lets tests ask a foreign witness: a C program on libsodium (c/peer.c), written from protocol documents 1,
+// 3 and 4 and not from our code, that computes what the documents say. It is for tests with the build tag sodium only, and
+// knows nothing of ours; what is compared with what is said by the tests of seal, netdb, path and session. It needs a C
 // compiler and Debian's libsodium-dev, which `.ci/run sodium` installs.
 package sodium
 

@@ -1,5 +1,5 @@
 /*
- * peer: what protocol documents 1 and 3 say, written with libsodium and from the documents alone, as a witness against
+ * peer: what protocol documents 1 and 3, and 4 section 3, say, written with libsodium and from the documents alone, as a witness against
  * the Go code. Where libsodium has a function for it, that function is used.
  *
  * It reads lines "op argument ..." and answers each with one line of results, or "! why". Arguments and results are hex,
@@ -717,6 +717,187 @@ static void op_result(void)
 	free(body);
 }
 
+/* ---- document 4: sessions ---- */
+
+/* A message builds up in memory. */
+typedef struct {
+	char *p;
+	size_t n;
+	FILE *f;
+} writer;
+
+static void begin(writer *w)
+{
+	w->f = open_memstream(&w->p, &w->n);
+	fputc('d', w->f);
+}
+
+static void put_field(writer *w, const char *key, const void *p, size_t n)
+{
+	fprintf(w->f, "%zu:%s%zu:", strlen(key), key, n);
+	fwrite(p, 1, n, w->f);
+}
+
+static uint32_t number32(const u8 *p) { return (uint32_t)p[0] << 24 | p[1] << 16 | p[2] << 8 | p[3]; }
+
+/* send_box ends a dict with the signature of seed, seals it for to, and gives the outer dict of that kind (3.3, 3.5). */
+static void send_box(writer *w, const char *kind, const u8 *seed, const u8 *to)
+{
+	u8 pk[32], sk[64], sig[64], xp[32];
+	writer outer;
+	fflush(w->f);
+	pair(seed, pk, sk);
+	crypto_sign_detached(sig, NULL, (u8 *)w->p, w->n, sk);
+	put_field(w, "~", sig, 64);
+	fputc('e', w->f), fclose(w->f);
+	size_t n = w->n + crypto_box_curve25519xchacha20poly1305_SEALBYTES;
+	u8 *box = fresh(n);
+	if (crypto_sign_ed25519_pk_to_curve25519(xp, to) != 0 || crypto_box_curve25519xchacha20poly1305_seal(box, (u8 *)w->p, w->n, xp) != 0)
+		fail("no key");
+	begin(&outer);
+	put_field(&outer, "", kind, 1), put_field(&outer, "B", box, n);
+	fputc('e', outer.f), fclose(outer.f);
+	put(outer.p, outer.n);
+	free(box), free(w->p), free(outer.p);
+}
+
+/* open_box takes the outer dict of that kind apart and opens its box; inside is freed by the caller. */
+static bytes open_box(bytes body, const char *start, const u8 *seed)
+{
+	bytes box, inside = { 0 };
+	u8 pk[32], sk[64], xs[32], xp[32];
+	pair(seed, pk, sk);
+	crypto_sign_ed25519_sk_to_curve25519(xs, sk);
+	crypto_scalarmult_base(xp, xs);
+	if (text(&body, start) != 0 || string(&body, &box) != 0 || end(&body) != 0 || box.n < crypto_box_curve25519xchacha20poly1305_SEALBYTES) {
+		fail("outer dict");
+		return inside;
+	}
+	inside.n = box.n - crypto_box_curve25519xchacha20poly1305_SEALBYTES;
+	inside.p = fresh(inside.n);
+	if (crypto_box_curve25519xchacha20poly1305_seal_open(inside.p, box.p, box.n, xp, xs) != 0)
+		fail("box");
+	return inside;
+}
+
+static int integer(bytes *b, const char *key, uint32_t *v)
+{
+	uint64_t n = 0;
+	int digits = 0;
+	if (text(b, key) != 0 || text(b, "i") != 0)
+		return -1;
+	while (b->n && *b->p >= '0' && *b->p <= '9' && digits++ < 10)
+		n = n * 10 + (*b->p++ - '0'), b->n--;
+	*v = n;
+	return digits && n <= UINT32_MAX ? text(b, "e") : -1;
+}
+
+static void put_number(uint32_t n)
+{
+	u8 p[4] = { n >> 24, n >> 16, n >> 8, n };
+	put(p, 4);
+}
+
+/* init SEED TO X M P TAG: the body of an init (3.3). Tags are numbers here, big endian. */
+static void op_init(void)
+{
+	writer w;
+	u8 pk[32], sk[64];
+	pair(sized(0, 32), pk, sk);
+	begin(&w);
+	put_field(&w, "I", pk, 32), put_field(&w, "M", sized(3, 1184), 1184), put_field(&w, "X", sized(2, 32), 32), put_field(&w, "p", sized(4, ID), ID);
+	fprintf(w.f, "1:ti%ue", number32(sized(5, 4)));
+	send_box(&w, "i", sized(0, 32), sized(1, 32));
+}
+
+/* openinit SEED BODY: I X M p tag */
+static void op_openinit(void)
+{
+	bytes in = open_box(any(1), "d0:1:i1:B", sized(0, 32)), b = in;
+	u8 *i, *m, *x, *p, *sig;
+	uint32_t tag;
+	if (failure || text(&b, "d") != 0 || !(i = field(&b, "1:I", 32)) || !(m = field(&b, "1:M", 1184)) || !(x = field(&b, "1:X", 32)) ||
+	    !(p = field(&b, "1:p", ID)) || integer(&b, "1:t", &tag) != 0)
+		fail("inner dict");
+	else {
+		u8 *stop = b.p;
+		if (!(sig = field(&b, "1:~", 64)) || end(&b) != 0 || crypto_sign_verify_detached(sig, in.p, stop - in.p, i) != 0)
+			fail("signature");
+		else
+			put(i, 32), put(x, 32), put(m, 1184), put(p, ID), put_number(tag);
+	}
+	free(in.p);
+}
+
+/* accept SEED TO Y C TAG: the body of an accept (3.5) */
+static void op_accept(void)
+{
+	writer w;
+	begin(&w);
+	put_field(&w, "Y", sized(2, 32), 32), put_field(&w, "c", sized(3, 1088), 1088);
+	fprintf(w.f, "1:ti%ue", number32(sized(4, 4)));
+	send_box(&w, "a", sized(0, 32), sized(1, 32));
+}
+
+/* openaccept SEED FROM BODY: Y c tag */
+static void op_openaccept(void)
+{
+	bytes in = open_box(any(2), "d0:1:a1:B", sized(0, 32)), b = in;
+	u8 *y, *c, *sig;
+	uint32_t tag;
+	if (failure || text(&b, "d") != 0 || !(y = field(&b, "1:Y", 32)) || !(c = field(&b, "1:c", 1088)) || integer(&b, "1:t", &tag) != 0)
+		fail("inner dict");
+	else {
+		u8 *stop = b.p;
+		if (!(sig = field(&b, "1:~", 64)) || end(&b) != 0 || crypto_sign_verify_detached(sig, in.p, stop - in.p, sized(1, 32)) != 0)
+			fail("signature");
+		else
+			put(y, 32), put(c, 1088), put_number(tag);
+	}
+	free(in.p);
+}
+
+/* data KEY NONCE PACKET TYPE TAG: body and tag of a data message (2.1, 4); without a type of a control message */
+static void op_data(void)
+{
+	bytes p = any(2), type = any(3);
+	u8 *plain = fresh(p.n + 1), *c = fresh(p.n + 1 + TAG + 4);
+	size_t n = p.n + type.n;
+	memcpy(plain, p.p, p.n), memcpy(plain + p.n, type.p, type.n & 1);
+	crypto_aead_xchacha20poly1305_ietf_encrypt(c, NULL, plain, n, NULL, 0, NULL, sized(1, NONCE), sized(0, KEY));
+	memcpy(c + n + TAG, sized(4, 4), 4);
+	put(c, n + TAG + 4);
+	free(plain), free(c);
+}
+
+/* undata KEY NONCE MESSAGE: plaintext and tag */
+static void op_undata(void)
+{
+	bytes m = any(2);
+	u8 *plain = fresh(m.n);
+	if (m.n < TAG + 4 || crypto_aead_xchacha20poly1305_ietf_decrypt(plain, NULL, NULL, m.p, m.n - 4, NULL, 0, sized(1, NONCE), sized(0, KEY)) != 0)
+		fail("does not open");
+	else
+		put(plain, m.n - 4 - TAG), put(m.p + m.n - 4, 4);
+	free(plain);
+}
+
+/* switch KEY NONCE P INIT: the body of a path switch (3.6) */
+static void op_switch(void)
+{
+	u8 plain[49], c[49 + TAG], *w = plain;
+	writer body;
+	w = mempcpy(w, "d1:e11:path_switch1:p24:d1:p16:", 31);
+	w = mempcpy(w, sized(2, ID), ID);
+	w = mempcpy(w, "ee", 2);
+	crypto_aead_xchacha20poly1305_ietf_encrypt(c, NULL, plain, sizeof plain, NULL, 0, NULL, sized(1, NONCE), sized(0, KEY));
+	begin(&body);
+	put_field(&body, "", "s", 1), put_field(&body, "S", c, sizeof c), put_field(&body, "i", any(3).p, any(3).n);
+	fputc('e', body.f), fclose(body.f);
+	put(body.p, body.n);
+	free(body.p);
+}
+
 /* ---- main ---- */
 
 static const struct {
@@ -729,6 +910,8 @@ static const struct {
 	{ "rchash", op_rchash }, { "contact", op_contact }, { "uncontact", op_uncontact }, { "build", op_build }, { "peel", op_peel },
 	{ "wrap", op_wrap }, { "request", op_request }, { "pass", op_pass }, { "arrive", op_arrive }, { "down", op_down },
 	{ "unwrap", op_unwrap }, { "serve", op_serve }, { "reply", op_reply }, { "back", op_back }, { "result", op_result },
+	{ "init", op_init }, { "openinit", op_openinit }, { "accept", op_accept }, { "openaccept", op_openaccept }, { "data", op_data },
+	{ "undata", op_undata }, { "switch", op_switch },
 };
 
 static bytes unhex(const char *s)
