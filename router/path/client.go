@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -257,6 +258,23 @@ func (c *Client) register(p *Path) bool {
 	return true
 }
 
+// suspectLike has all paths examined that have a relay in common with one that fell silent, unless that relay was heard over another since. No lock is held.
+func (c *Client) suspectLike(dead *Path) {
+	now := time.Now()
+	blamed := slices.DeleteFunc(slices.Clone(dead.relays), func(id key.Public) bool { return !c.profile.silentAt(id, now) })
+	var alike []*Path
+	c.mu.RLock()
+	for _, p := range c.paths {
+		if slices.ContainsFunc(p.relays, func(id key.Public) bool { return slices.Contains(blamed, id) }) {
+			alike = append(alike, p)
+		}
+	}
+	c.mu.RUnlock()
+	for _, p := range alike {
+		p.Suspect()
+	}
+}
+
 // askEdges asks all edges for a sign of life, unless that was done just now. It returns when, as sign counts.
 func (c *Client) askEdges(now time.Time) int64 {
 	const often = int64(500 * time.Millisecond)
@@ -274,7 +292,7 @@ func (c *Client) askEdges(now time.Time) int64 {
 			_, err := l.Request(ctx, nameEdge, nil)
 			if _, refused := remoteBody(err); err == nil || refused {
 				c.heard()
-				c.profile.alive([]key.Public{id})
+				c.profile.heard([]key.Public{id}, time.Now())
 			}
 		})
 	}

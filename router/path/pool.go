@@ -346,7 +346,7 @@ func (p *Pool) build(now time.Time) (missing key.Public) {
 	}
 	for _, path := range p.paths {
 		if path.state.Load() == pathBuilding && now.Sub(path.began) >= slowBuild {
-			p.client.profile.fellSilent(path.relays, now)
+			p.client.profile.fellSilent(path.relays, path.began, now)
 		}
 	}
 	for range needed {
@@ -590,6 +590,13 @@ func (p *Path) Suspect() {
 	p.pool.suspect(p)
 }
 
+// Suspected says whether the path is being examined.
+func (p *Path) Suspected() bool {
+	p.pool.mu.Lock()
+	defer p.pool.mu.Unlock()
+	return p.suspect
+}
+
 func (p *Pool) suspect(path *Path) {
 	if path.state.Load() != pathUp || path.suspect || p.closed {
 		return
@@ -605,7 +612,8 @@ func (p *Pool) examine(path *Path) {
 	p.mu.Lock()
 	wait, heard := path.patience(), path.heard()
 	p.mu.Unlock()
-	asked := p.client.askEdges(time.Now())
+	began := time.Now()
+	asked := p.client.askEdges(began)
 	for n := 1; ; n++ {
 		p.client.start(func() { p.pinged(path, false) })
 		pause := wait
@@ -624,11 +632,14 @@ func (p *Pool) examine(path *Path) {
 		case n >= quickPings && p.client.sign.Load() > asked:
 			path.suspect = false
 			p.client.count.PathsExamined.Add(1)
-			p.client.profile.fellSilent(path.relays, time.Now())
+			p.client.profile.fellSilent(path.relays, began, time.Now())
 			p.setState(path, pathDown, Silent)
 		}
-		done := !path.suspect
+		done, dead := !path.suspect, path.state.Load() == pathDown
 		p.mu.Unlock()
+		if dead {
+			p.client.suspectLike(path)
+		}
 		if done {
 			p.Tick(time.Now()) // the next one at once
 			return
@@ -674,7 +685,7 @@ func (p *Pool) pinged(path *Path, counts bool) {
 		path.answered++
 		path.rtt.add(time.Since(began))
 		c.heard()
-		c.profile.alive(path.relays)
+		c.profile.heard(path.relays, time.Now())
 	case refused:
 		c.count.PingsRefused.Add(1)
 		p.setState(path, pathDown, Refused)

@@ -1,6 +1,7 @@
 package path
 
 import (
+	"maps"
 	"sync"
 	"time"
 
@@ -18,31 +19,35 @@ type profile struct {
 	timeouts map[key.Public]int
 	halved   time.Time
 	silent   map[key.Public]time.Time // relays of paths that fell silent lately, one of which is to blame; kept also when the profile is off
+	alive    map[key.Public]time.Time // relays of paths that were heard lately
 }
 
 // silentTime is how long a relay is avoided, where there are others, because a path over it fell silent.
 const silentTime = 2 * time.Minute
 
-// fellSilent notes that nothing comes over a path.
-func (p *profile) fellSilent(hops []key.Public, now time.Time) {
+// fellSilent notes that nothing came over a path since the time given. Relays that were heard since over another one are not to blame.
+func (p *profile) fellSilent(hops []key.Public, since, now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.silent == nil {
 		p.silent = make(map[key.Public]time.Time)
 	}
 	for _, id := range hops {
-		p.silent[id] = now
+		if p.alive[id].Before(since) {
+			p.silent[id] = now
+		}
 	}
 }
 
-// alive notes that a path was heard: its relays are not to blame.
-func (p *profile) alive(hops []key.Public) {
+// heard notes that a path was heard, so all its relays are there.
+func (p *profile) heard(hops []key.Public, now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if len(p.silent) == 0 {
-		return
+	if p.alive == nil {
+		p.alive = make(map[key.Public]time.Time)
 	}
 	for _, id := range hops {
+		p.alive[id] = now
 		delete(p.silent, id)
 	}
 }
@@ -103,10 +108,8 @@ func (p *profile) bad(id key.Public, allowance int) bool {
 func (p *profile) decay(now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for id, since := range p.silent {
-		if now.Sub(since) >= silentTime {
-			delete(p.silent, id)
-		}
+	for _, m := range []map[key.Public]time.Time{p.silent, p.alive} {
+		maps.DeleteFunc(m, func(_ key.Public, at time.Time) bool { return now.Sub(at) >= silentTime })
 	}
 	if len(p.timeouts) == 0 || p.halved.IsZero() {
 		p.halved = now
