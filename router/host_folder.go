@@ -50,7 +50,7 @@ func (d folder) load(name string, v any) error {
 func (d folder) save(name string, v any) error {
 	raw, err := json.Marshal(v)
 	if err == nil {
-		err = renameio.WriteFile(filepath.Join(string(d), name), append(raw, '\n'), 0o600)
+		err = renameio.WriteFile(filepath.Join(string(d), name), append(raw, '\n'), 0o600, renameio.WithTempDir(string(d)))
 	}
 	if err != nil {
 		return fmt.Errorf("router: %s: %w", filepath.Join(string(d), name), err)

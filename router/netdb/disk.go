@@ -240,5 +240,5 @@ func (s *Store) saveOne(id key.Public) error {
 		}
 		return nil
 	}
-	return renameio.WriteFile(path, c.raw, 0o600)
+	return renameio.WriteFile(path, c.raw, 0o600, renameio.WithTempDir(s.disk.dir)) // else what a kill leaves is in /tmp
 }
