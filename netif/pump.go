@@ -63,11 +63,23 @@ type Tunnel interface {
 	Send(remote key.Address, b *packet.Buffer) bool
 }
 
+// Links is what carries the tunnels' packets. A *link.QUIC fits.
+type Links interface {
+	// AwaitRoom waits, for most at the longest, while too much waits to be sent: what is not read from the TUN meanwhile waits in the kernel's
+	// queue, whose senders notice, and is not dropped by us.
+	AwaitRoom(ctx context.Context, most time.Duration)
+	// Cork says that many packets come at once, Uncork that these were all.
+	Cork()
+	Uncork()
+}
+
+// roomWait is the longest wait for room. It lets 10,000 packets a second pass when one of several links is stuck.
+const roomWait = 10 * time.Millisecond
+
 // Pump moves packets between one TUN and the tunnels of its endpoints. Endpoints come and go at run time.
 type Pump struct {
-	// Hold, unless nil, is called before each read from the TUN and may wait a little while there is no room behind the tunnels: then packets wait in
-	// the kernel's queue, whose senders notice, and none is dropped by us. Set before Run.
-	Hold func(ctx context.Context)
+	// Links is set before Run, or nil.
+	Links Links
 
 	tun   TUN
 	log   *slog.Logger
@@ -182,16 +194,23 @@ func (p *Pump) read(ctx context.Context) error {
 				raw[i] = buffers[i].Reset(MaxPacket)
 			}
 		}
-		if p.Hold != nil {
-			p.Hold(ctx)
+		if p.Links != nil {
+			p.Links.AwaitRoom(ctx, roomWait)
 		}
 		n, err := p.readBatch(raw, sizes)
+		many := n > 1 && p.Links != nil
+		if many {
+			p.Links.Cork()
+		}
 		now := time.Now()
 		for i := range n {
 			b := buffers[i]
 			buffers[i] = nil
 			b.Data = b.Data[:sizes[i]]
 			p.out(b, now)
+		}
+		if many {
+			p.Links.Uncork()
 		}
 		switch {
 		case err == nil:

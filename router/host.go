@@ -169,9 +169,6 @@ func run(ctx context.Context, c *config.Config, version string, log *slog.Logger
 	return h.loop(ctx, memory)
 }
 
-// linkRoom is how long the pump waits at most for room on the links before it reads on.
-const linkRoom = 10 * time.Millisecond
-
 // adaptEvery is how often the collector's target follows the load.
 const adaptEvery = time.Second
 
@@ -282,7 +279,7 @@ func (h *host) openClient(ctx context.Context) (err error) {
 	}
 	h.parts.add("network interface", hostLimit, h.closeDevice)
 	h.pump = netif.NewPump(h.device, h.log.With("mod", "netif"))
-	h.pump.Hold = func(ctx context.Context) { h.wire.AwaitRoom(ctx, linkRoom) }
+	h.pump.Links = h.wire
 	h.loadAddresses()
 	if err := h.openEndpoints(); err != nil {
 		return err

@@ -91,7 +91,7 @@ func newConn(q *QUIC, qc *quic.Conn, kind Kind, remote key.Public, outbound bool
 	c.ctx, c.stop = context.WithCancel(context.Background())
 	c.m.Store(minM)
 	c.join.all = &q.halves
-	c.datagrams.crowd = &q.crowd
+	c.datagrams.crowd, c.datagrams.cork = &q.crowd, &q.cork
 	return c
 }
 

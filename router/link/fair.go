@@ -18,6 +18,7 @@ type datagramQueue struct {
 	maxBytes int
 	maxCount int
 	crowd    *crowd // nil: nobody waits for room
+	cork     *cork  // nil: signals are given at once
 	salt     uint64 // odd; which hop ids share a flow is known to nobody else
 
 	mu     sync.Mutex
@@ -115,10 +116,14 @@ func (q *datagramQueue) push(b *packet.Buffer) {
 	first, signal := q.n == 1, q.signal
 	q.mu.Unlock()
 	switch {
-	case !first:
 	case signal != nil:
-		signal()
-	default:
+		if q.cork != nil && q.cork.holds(signal, first) {
+			return
+		}
+		if first {
+			signal()
+		}
+	case first:
 		select {
 		case q.wake <- struct{}{}:
 		default:
@@ -274,4 +279,61 @@ func (c *crowd) wait() <-chan struct{} {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.room
+}
+
+// corkMax is how many datagrams are pushed between two times that signals are given, while they are held back. As many go out in one call.
+const corkMax = 16
+
+// cork holds back the signals of an endpoint's queues while more is about to be pushed: a connection that is woken for the first of many sends
+// that alone. The zero value holds nothing.
+type cork struct {
+	on atomic.Int32 // changed under mu
+	n  atomic.Int32 // pushed since signals were given
+
+	mu   sync.Mutex
+	held []func()
+}
+
+// put begins holding back; each put needs a pull.
+func (c *cork) put() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.on.Add(1)
+}
+
+// pull ends it, and gives all signals, also those that others hold back.
+func (c *cork) pull() { c.give(-1) }
+
+func (c *cork) give(puts int32) {
+	c.mu.Lock()
+	c.on.Add(puts)
+	c.n.Store(0)
+	var few [8]func()
+	held := append(few[:0], c.held...)
+	clear(c.held)
+	c.held = c.held[:0]
+	c.mu.Unlock()
+	for _, signal := range held {
+		signal()
+	}
+}
+
+// holds counts one push, to a queue that was empty or was not, and takes the signal for an empty one; false when signals are not held back.
+func (c *cork) holds(signal func(), empty bool) bool {
+	if c.on.Load() == 0 {
+		return false
+	}
+	if empty {
+		c.mu.Lock()
+		if c.on.Load() == 0 {
+			c.mu.Unlock()
+			return false
+		}
+		c.held = append(c.held, signal)
+		c.mu.Unlock()
+	}
+	if c.n.Add(1) >= corkMax {
+		c.give(0)
+	}
+	return true
 }

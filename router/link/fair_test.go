@@ -165,3 +165,58 @@ func TestCrowd(t *testing.T) {
 	}
 	a.close()
 }
+
+// Signals are held back between put and pull, for corkMax datagrams at most, and none is forgotten.
+func TestCork(t *testing.T) {
+	var c cork
+	var signals [2]int
+	queues := []*datagramQueue{newDatagramQueue(1<<20, 1000), newDatagramQueue(1<<20, 1000)}
+	for i, q := range queues {
+		q.cork = &c
+		q.notify(func() { signals[i]++ })
+		defer q.close()
+	}
+	signals = [2]int{}
+	push := func(which, n int) {
+		for range n {
+			queues[which].push(onPath(1, 0, 100))
+		}
+	}
+	check := func(what string, a, b int) {
+		t.Helper()
+		if signals != [2]int{a, b} {
+			t.Errorf("%s: %v signals", what, signals)
+		}
+	}
+	empty := func(which int) {
+		batch := make([]*packet.Buffer, 1000)
+		for _, b := range batch[:queues[which].pop(batch)] {
+			b.Release()
+		}
+	}
+	push(0, 2)
+	check("no cork", 1, 0)
+	empty(0)
+	c.put()
+	push(0, corkMax-2)
+	push(1, 1)
+	check("held back", 1, 0)
+	push(1, 1)
+	check("enough", 2, 1)
+	empty(0)
+	empty(1)
+	push(0, 1)
+	c.put()
+	push(1, 1)
+	check("two corks", 2, 1)
+	c.pull()
+	check("one pulled", 3, 2)
+	empty(0)
+	push(0, 1)
+	check("the other holds", 3, 2)
+	c.pull()
+	check("both pulled", 4, 2)
+	empty(0)
+	push(0, 1)
+	check("no cork any more", 5, 2)
+}

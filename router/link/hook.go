@@ -15,7 +15,8 @@ import (
 //  2. quic-go asks: what was lost goes first (repair.go), then the queue's next, cut into one frame or two (hooked.Peek).
 //  3. quic-go has sent the frame, and tells in the end what became of it (Pop, Acked, Lost).
 //
-// In: the frame is put together with its other half, if it is one, and delivered (hooked.Receive).
+// In: the frame is put together with its other half, if it is one, and delivered (hooked.Receive). Connections to which that has led something
+// are woken when quic-go has gone through the packets that are there (hooked.Received), or at 16 datagrams: that is what goes out in one call.
 
 // hooker is what the changed quic-go can do more.
 type hooker interface {
@@ -26,6 +27,7 @@ type hooker interface {
 		Lost(mark any, known bool)
 		Discarded(mark any)
 		Receive(p []byte)
+		Received()
 	}) (wake func())
 	SpuriousLosses() uint64
 }
@@ -42,6 +44,7 @@ type hooked struct {
 	size   int            // of its datagram, when frame is the last of it
 	second *packet.Buffer // the half that follows it
 	again  bool           // Peek has returned the flight's next, not frame
+	corked bool           // between the first Receive and Received
 }
 
 // hookable says whether quic-go leaves the datagrams to us.
@@ -128,7 +131,20 @@ func (h *hooked) Discarded(mark any) {
 	h.flight.settle(mark.(*frame))
 }
 
-func (h *hooked) Receive(p []byte) { h.c.deliver(p) }
+func (h *hooked) Receive(p []byte) {
+	if !h.corked {
+		h.corked = true
+		h.c.q.cork.put()
+	}
+	h.c.deliver(p)
+}
+
+func (h *hooked) Received() {
+	if h.corked {
+		h.corked = false
+		h.c.q.cork.pull()
+	}
+}
 
 // close gives up all that is left. quic-go no longer calls.
 func (h *hooked) close() {

@@ -90,6 +90,7 @@ type QUIC struct {
 	kept    atomic.Int64 // buffers of datagrams that may have to be sent again
 	halves  atomic.Int64 // of datagrams, kept beyond joinFree a connection
 	crowd   crowd
+	cork    cork
 
 	mu       sync.Mutex
 	closing  bool
@@ -529,7 +530,7 @@ func (q *QUIC) acceptOne(qc *quic.Conn) (err error) {
 
 // AwaitRoom is the back-pressure of the whole endpoint: it returns when no connection has more than about 5 ms of datagrams waiting, or after most,
 // or when ctx ends. Who has a source that can wait (the TUN, whose sender then slows down) calls it before each batch. most bounds what one neighbour
-// that is stuck can cost the others: 10 ms are enough to be felt by a sender and let 10,000 packets a second pass all the same.
+// that is stuck can cost the others.
 func (q *QUIC) AwaitRoom(ctx context.Context, most time.Duration) {
 	room := q.crowd.wait()
 	if room == nil {
@@ -543,6 +544,13 @@ func (q *QUIC) AwaitRoom(ctx context.Context, most time.Duration) {
 	case <-ctx.Done():
 	}
 }
+
+// Cork says that many datagrams are about to be sent: connections are woken for 16 at a time, or by Uncork, which must follow soon. Corks
+// of several goroutines do not add up.
+func (q *QUIC) Cork() { q.cork.put() }
+
+// Uncork ends a Cork.
+func (q *QUIC) Uncork() { q.cork.pull() }
 
 // EndpointStats are figures of a QUIC endpoint. The first six are of now, the others count up.
 type EndpointStats struct {

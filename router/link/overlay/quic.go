@@ -102,6 +102,11 @@ var datagramEdits = []edit{
 		decl:   "func (h *datagramQueue) HandleDatagramFrame(f *wire.DatagramFrame) {",
 		marker: "\th.rcvMx.Lock()\n",
 		after:  "\tif h.hooked.is() {\n\t\th.rcvMx.Unlock()\n\t\th.hooked.receive(data)\n\t\treturn\n\t}\n",
+	}, {
+		file:   "connection.go",
+		decl:   "func (c *Conn) handlePackets() (wasProcessed bool, _ error) {",
+		marker: "\tfor range maxPacketsToProcess {\n",
+		before: "\tdefer c.datagramQueue.hooked.received()\n",
 	},
 
 	// Batches of equal packets, of any size, go out in one call (GSO); the last may be smaller. A larger one that has been packed already begins the next
