@@ -266,7 +266,7 @@ func (w *firstWrite) Write(p []byte) (int, error) {
 func newDemo(ctx context.Context, a *app) (*demoNet, error) {
 	dir, err := os.MkdirTemp("", "lokinetd-demo-")
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("demo: folder for its files (TMPDIR): %w", err)
 	}
 	d := &demoNet{a: a, dir: dir, operator: key.Generate()}
 	d.ctx, d.cancel = context.WithCancelCause(ctx)

@@ -43,11 +43,19 @@ func (d *demoNet) fail(err error) {
 	}
 }
 
-// relays makes the network file and starts the relays, all in the lab itself. One that ends takes the demo with it.
+// relays makes the network and starts the relays.
 func (d *demoNet) relays() error {
+	names, err := d.plan()
+	if err != nil {
+		return err
+	}
+	return d.startRelays(names)
+}
+
+// plan makes the network file, the relays' folders, whose names it gives, and the lab that they will run in.
+func (d *demoNet) plan() (names []string, err error) {
 	file := &netdb.NetworkFile{Name: "demo", Network: 1000, Serial: 1, Private: true}
 	var addrs []netip.Prefix
-	var names []string
 	for i := range demoRelays {
 		addr := netip.AddrFrom4([4]byte{10, 77, 0, byte(i + 1)})
 		addrs = append(addrs, netip.PrefixFrom(addr, 16))
@@ -56,28 +64,31 @@ func (d *demoNet) relays() error {
 		name := fmt.Sprintf("relay%d", i+1)
 		names = append(names, name)
 		if err := os.Mkdir(filepath.Join(d.dir, name), 0o700); err != nil {
-			return err
+			return nil, err
 		}
 		if err := sec.Save(filepath.Join(d.dir, name, "relay.key")); err != nil {
-			return err
+			return nil, err
 		}
 		file.Relays = append(file.Relays, sec.Public())
 		file.Contacts = append(file.Contacts, router.SignContact(sec, public, file.Network, time.Now()))
 		text := d.config(name, "role = \"relay\"\n") + fmt.Sprintf("[relay]\nlisten = %q\npublic_address = %q\n[log]\nlevel = \"*=warn\"\n", public, public)
 		if err := os.WriteFile(d.file(name), []byte(text), 0o600); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	raw, err := file.Sign(d.operator)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := os.WriteFile(filepath.Join(d.dir, "demo.network"), raw, 0o600); err != nil {
-		return err
+		return nil, err
 	}
-	if d.lab, err = lab.New(lab.NodeConfig{Name: "relays", Addrs: addrs}); err != nil {
-		return err
-	}
+	d.lab, err = lab.New(lab.NodeConfig{Name: "relays", Addrs: addrs})
+	return names, err
+}
+
+// startRelays starts the relays in the lab itself. One that ends takes the demo with it.
+func (d *demoNet) startRelays(names []string) error {
 	for _, name := range names {
 		c := d.lab.Self("run", "-c", d.file(name))
 		var log bytes.Buffer

@@ -142,3 +142,59 @@ func TestDemoNetwork(t *testing.T) {
 	}
 	third.stop()
 }
+
+// A relay that cannot start ends the demo with its own words.
+func TestDemoPortTaken(t *testing.T) {
+	d, err := newDemo(t.Context(), &app{out: io.Discard, err: io.Discard})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.close()
+	names, err := d.plan()
+	if err != nil {
+		t.Fatal(err)
+	}
+	taken, err := d.lab.Listen("udp4", "10.77.0.3:1190")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	if err := d.startRelays(names); err != nil {
+		t.Fatal(err)
+	}
+	_, _, err = d.serve(d.ctx)
+	if err == nil {
+		<-d.ctx.Done() // the page was there first
+		err = context.Cause(d.ctx)
+	}
+	if text := err.Error(); !strings.Contains(text, "relay3 has ended") || !strings.Contains(text, "address already in use") {
+		t.Error(err)
+	}
+}
+
+// Whenever the demo is interrupted, it leaves no process and no folder.
+func TestDemoInterrupted(t *testing.T) {
+	tmp := t.TempDir()
+	t.Setenv("TMPDIR", tmp)
+	for _, after := range []time.Duration{0, 20 * time.Millisecond, 100 * time.Millisecond, 300 * time.Millisecond, 600 * time.Millisecond} {
+		ctx, cancel := context.WithTimeout(t.Context(), after)
+		a := &app{out: io.Discard, err: io.Discard}
+		err := a.demo(ctx, true, 1)
+		cancel()
+		if err != nil && !strings.Contains(err.Error(), "interrupted") {
+			t.Errorf("after %v: %v", after, err)
+		}
+		if left, err := os.ReadDir(tmp); err != nil || len(left) > 0 {
+			t.Fatalf("after %v these are left: %v, %v", after, left, err)
+		}
+		tasks, err := filepath.Glob("/proc/self/task/*/children")
+		if err != nil || len(tasks) == 0 {
+			t.Fatal("no list of children", err)
+		}
+		for _, task := range tasks {
+			if children, _ := os.ReadFile(task); len(children) > 0 { // a thread may have ended
+				t.Fatalf("after %v these children live: %s", after, children)
+			}
+		}
+	}
+}

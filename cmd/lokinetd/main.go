@@ -141,7 +141,7 @@ func (a *app) command() *cobra.Command {
 
 // wrongArgs says what is wrong with the arguments of a command.
 func wrongArgs(c *cobra.Command, args []string, err error) error {
-	if !c.HasSubCommands() || len(args) == 0 {
+	if !c.HasAvailableSubCommands() || len(args) == 0 {
 		return usagef("%w; usage: %s", err, c.UseLine())
 	}
 	hint := ""

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -206,7 +207,7 @@ func (a *app) writeRegistry(file string, f *netdb.NetworkFile, sec *key.Secret) 
 	if err != nil {
 		return err
 	}
-	if err := renameio.WriteFile(file, raw, 0o644, renameio.WithExistingPermissions()); err != nil {
+	if err := renameio.WriteFile(file, raw, 0o644, renameio.WithTempDir(filepath.Dir(file)), renameio.WithExistingPermissions()); err != nil {
 		return err
 	}
 	fmt.Fprintf(a.out, "%s: serial %d, %s, %s\n", file, f.Serial, count(len(f.Relays), "relay"), count(len(f.Names), "name"))

@@ -139,7 +139,7 @@ func (a *app) relayContact(f contactFlags) error {
 	if f.out == "" {
 		_, err = a.out.Write(contact.Raw())
 	} else {
-		err = renameio.WriteFile(f.out, contact.Raw(), 0o644)
+		err = renameio.WriteFile(f.out, contact.Raw(), 0o644, renameio.WithTempDir(filepath.Dir(f.out)))
 	}
 	if err == nil {
 		fmt.Fprintf(a.err, "contact of %s at %v in network %d; to be registered by %s\n", key.Address{Key: contact.ID, Kind: key.Relay},
