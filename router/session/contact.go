@@ -20,7 +20,9 @@ const (
 	seekBackoff  = 990 * time.Millisecond // times the number of failures in a row
 	seekMax      = 10 * time.Second
 	seekSpacing  = 2 * time.Second // after a success
-	missingVotes = 3               // locations that have nothing: the last one gets lastChance to have something
+	seekSlow     = 2 * time.Second
+	seekRounds   = 3
+	missingVotes = 3 // locations that have nothing: the last one gets lastChance to have something
 	lastChance   = time.Second
 )
 
@@ -31,7 +33,8 @@ type contact struct {
 	at       time.Time            // when the network or the client last told it
 	used     time.Time
 	missing  time.Time // until then the network is believed to have none
-	busy     bool      // it is being looked up
+	rounds   int       // look-ups under way
+	began    time.Time // the last of them
 	failures int
 	next     time.Time // not before then it is looked up again
 	waiters  []chan<- struct{}
@@ -61,7 +64,7 @@ func (t *Table) contact(k key.Public, now time.Time) *contact {
 
 // wanted says whether somebody works with the entry.
 func (t *Table) wanted(e *contact) bool {
-	if e.busy || len(e.waiters) > 0 {
+	if e.rounds > 0 || len(e.waiters) > 0 {
 		return true
 	}
 	r := t.remotes[key.Address{Key: e.key, Kind: key.Client}]
@@ -80,12 +83,16 @@ func (t *Table) tendContacts(now time.Time) {
 	}
 }
 
-// seek starts a look-up unless one is on its way, or it is too early, or there is no path for it.
+// seek starts a look-up unless one is on its way, or it is too early, or there is no path for it. One that takes long may be waiting for paths that are dead, so
+// another one begins beside it.
 func (t *Table) seek(e *contact, now time.Time) {
-	if e.busy || now.Before(e.next) || t.closed {
+	if e.rounds > 0 && now.Sub(e.began) < seekSlow || e.rounds >= seekRounds || now.Before(e.next) || t.closed {
 		return
 	}
 	paths := t.entrance.paths(now)
+	if sound := slices.DeleteFunc(slices.Clone(paths), onion.suspected); len(sound) > 0 {
+		paths = sound
+	}
 	if len(paths) == 0 {
 		return
 	}
@@ -95,7 +102,8 @@ func (t *Table) seek(e *contact, now time.Time) {
 		return
 	}
 	paths = shuffled(paths, netdb.Locations)
-	e.busy = true
+	e.rounds++
+	e.began = now
 	t.count.Lookups.Add(1)
 	answers := make(chan error, netdb.Locations)
 	for n := range netdb.Locations {
@@ -126,7 +134,7 @@ func (t *Table) seek(e *contact, now time.Time) {
 		}
 		t.sought(e, good > 0, missing > 0)
 		t.lock()
-		e.busy = false
+		e.rounds--
 		t.unlock()
 	})
 }
