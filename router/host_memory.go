@@ -1,9 +1,14 @@
 package router
 
 import (
+	"io/fs"
+	"math"
 	"os"
+	"path"
 	"runtime/debug"
 	"runtime/metrics"
+	"strconv"
+	"strings"
 	"time"
 )
 
@@ -33,21 +38,40 @@ func collectorPercent(live, rate uint64) int {
 type collector struct {
 	off     bool // the user has set GOGC or GOMEMLIMIT
 	percent int
-	before  int // what it was
+	before  int   // what it was
+	limit   int64 // likewise
 	bytes   uint64
 	at      time.Time
 }
 
-// newCollector begins with a target for the start, when most is allocated.
+// newCollector begins with a target for the start, which is busy.
 func newCollector() *collector {
-	c := &collector{off: os.Getenv("GOGC") != "" || os.Getenv("GOMEMLIMIT") != "", percent: 200}
+	c := &collector{off: os.Getenv("GOGC") != "" || os.Getenv("GOMEMLIMIT") != "", percent: 400}
 	if !c.off {
 		c.before = debug.SetGCPercent(c.percent)
+		c.limit = debug.SetMemoryLimit(memoryLimit(os.DirFS("/")))
 	}
 	return c
 }
 
-// adapt looks at the heap and sets another target if that is worth it. Once in some seconds is enough.
+// memoryLimit is nine tenths of the memory that the service manager allows us (MemoryMax=), so that the collector works harder before the kernel kills;
+// without such a bound there is none.
+func memoryLimit(root fs.FS) int64 {
+	limit := int64(math.MaxInt64)
+	raw, _ := fs.ReadFile(root, "proc/self/cgroup")
+	group, _ := strings.CutPrefix(strings.TrimSpace(string(raw)), "0::") // cgroup v2 alone has one line
+	for group = path.Clean("/" + group); ; group = path.Dir(group) {
+		raw, _ := fs.ReadFile(root, path.Join("sys/fs/cgroup", group, "memory.max"))
+		if n, err := strconv.ParseInt(strings.TrimSpace(string(raw)), 10, 64); err == nil && n > 0 {
+			limit = min(limit, n/10*9)
+		}
+		if group == "/" {
+			return limit
+		}
+	}
+}
+
+// adapt looks at the heap and sets another target if that is worth it: once a second, some microseconds.
 func (c *collector) adapt(now time.Time) {
 	if c.off {
 		return
@@ -69,5 +93,6 @@ func (c *collector) adapt(now time.Time) {
 func (c *collector) close() {
 	if !c.off {
 		debug.SetGCPercent(c.before)
+		debug.SetMemoryLimit(c.limit)
 	}
 }

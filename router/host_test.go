@@ -773,27 +773,3 @@ func TestStack(t *testing.T) {
 		t.Errorf("ended: %q", ended)
 	}
 }
-
-// TestCollectorPercent: a small heap of a busy daemon gets much room, a quiet one little, and neither exceeds its bounds.
-func TestCollectorPercent(t *testing.T) {
-	const mib = 1 << 20
-	for _, c := range []struct {
-		live, rate uint64
-		want       int
-	}{
-		{2 * mib, 0, 151},           // the runtime's least heap of 4 MiB bounds it: 6 MiB
-		{4 * mib, 0, 100},           // 4 MiB of room
-		{4 * mib, 32 * mib, 200},    // 8
-		{4 * mib, 1000 * mib, 400},  // 16, not more
-		{2 * mib, 1000 * mib, 451},  // 18 MiB in all
-		{10 * mib, 1000 * mib, 160}, //
-		{16 * mib, 0, 50},           // half of itself
-		{100 * mib, 1000 * mib, 50}, //
-		{0, 0, 101},                 // 4 MiB in all
-		{0, 1 << 62, 401},           // 16
-	} {
-		if got := collectorPercent(c.live, c.rate); got != c.want {
-			t.Errorf("live %d MiB, %d MiB/s: %d %%, want %d", c.live/mib, c.rate/mib, got, c.want)
-		}
-	}
-}
