@@ -22,7 +22,7 @@ var layers = map[string]struct {
 	"router/key":          {"", "identities are values that everything else may use"},
 	"router/packet":       {"", "a buffer knows neither keys nor networks"},
 	"router/seal":         {"router/key", "changes of bytes under a key have no idea of messages, paths or sockets"},
-	"router/seal/sodium":  {"", "a witness against our code knows none of it"},
+	"router/seal/sodium":  {"router/testkit", "a witness against our code knows none of it"},
 	"router/control":      {"router/key", "the control socket carries what it is told and decides nothing"},
 	"config":              {"router/key", "a configuration is checked values; those who use them import it, it imports none of them"},
 	"router/netdb":        {"router/bt router/key router/seal", "contacts and their store neither send nor receive"},

@@ -7,12 +7,10 @@ package sodium
 import (
 	"bufio"
 	_ "embed"
-	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,6 +18,8 @@ import (
 	"strings"
 	"testing"
 	"testing/cryptotest"
+
+	"lokinetd/router/testkit"
 )
 
 //go:embed c/peer.c
@@ -71,18 +71,9 @@ func (r Refusal) Error() string { return "libsodium: " + string(r) }
 
 // Case is one random case: a source of its randomness, which is all that differs from case to case, and the program.
 type Case struct {
-	*rand.Rand
+	testkit.Source
 	peer *Peer
 	log  strings.Builder
-}
-
-// Bytes draws n bytes.
-func (c *Case) Bytes(n int) []byte {
-	b := make([]byte, n)
-	for i := range b {
-		b[i] = byte(c.Uint32())
-	}
-	return b
 }
 
 // Some draws up to most bytes, often few, sometimes none.
@@ -170,7 +161,7 @@ func Check(t *testing.T, p *Peer, name string, n int, check func(*Case) error) {
 			t.Fatalf("%s: %v", file, err)
 		}
 	}
-	first := Seed(t)
+	first := testkit.Rand(t).Uint64()
 	for i := range uint64(n) {
 		log, err := play(t, p, first+i, check)
 		if err == nil {
@@ -186,22 +177,8 @@ func Check(t *testing.T, p *Peer, name string, n int, check func(*Case) error) {
 }
 
 func play(t *testing.T, p *Peer, seed uint64, check func(*Case) error) (log string, err error) {
-	var key [32]byte
-	binary.LittleEndian.PutUint64(key[:], seed)
-	copy(key[8:], "sodium")
-	c := &Case{Rand: rand.New(rand.NewChaCha8(key)), peer: p}
+	c := &Case{Source: testkit.Seeded(seed), peer: p}
 	cryptotest.SetGlobalRandom(t, seed)
 	err = check(c)
 	return c.log.String(), err
-}
-
-// Seed prints the seed of the run: LOKINETD_SEED, or a new one.
-func Seed(t testing.TB) uint64 {
-	t.Helper()
-	seed, err := strconv.ParseUint(os.Getenv("LOKINETD_SEED"), 10, 64)
-	if err != nil || seed == 0 {
-		seed = rand.Uint64()
-	}
-	t.Logf("LOKINETD_SEED=%d", seed)
-	return seed
 }
