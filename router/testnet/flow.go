@@ -28,6 +28,8 @@ type Flow struct {
 	Sent, Answered, Lost int
 	Tries                int // packets of all requests
 	Slowest              time.Duration
+	last                 time.Time     // the last answer
+	Gap                  time.Duration // the longest time between two answers
 }
 
 // flows finds the flow that a reply belongs to.
@@ -93,6 +95,10 @@ func (f *Flow) Ask(seq uint64) bool {
 			f.mu.Lock()
 			f.Answered++
 			f.Slowest = max(f.Slowest, time.Since(start))
+			if !f.last.IsZero() {
+				f.Gap = max(f.Gap, time.Since(f.last))
+			}
+			f.last = time.Now()
 			f.mu.Unlock()
 			return true
 		case <-time.After(min(wait, 60*time.Second)):
