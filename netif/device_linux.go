@@ -251,7 +251,10 @@ func (d *Device) Apply(want []netip.Prefix) error {
 		}
 		d.addrs = slices.DeleteFunc(d.addrs, func(x netip.Prefix) bool { return x == p })
 	}
-	for _, p := range slices.Clone(d.routes) {
+	if !slices.ContainsFunc(all, func(p netip.Prefix) bool { return !slices.Contains(routes, p) }) { // as it was written down
+		return nil
+	}
+	for _, p := range all {
 		if slices.Contains(routes, p) {
 			continue
 		}

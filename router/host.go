@@ -254,6 +254,8 @@ func (h *host) openNode() error {
 	nc.Paths = path.ClientConfig{Options: o}
 	if h.node, err = NewNode(nc); err == nil {
 		h.node.times.at[momentStarted].Store(int64(h.started.Sub(loaded)))
+	} else {
+		pc.Close()
 	}
 	return err
 }

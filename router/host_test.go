@@ -773,3 +773,68 @@ func TestStack(t *testing.T) {
 		t.Errorf("ended: %q", ended)
 	}
 }
+
+// TestHostDrops: status says what was dropped, by reason, and nothing else.
+func TestHostDrops(t *testing.T) {
+	b := newBench(t)
+	var d *benchDevice
+	b.sys.openDevice = func(c netif.DeviceConfig) (device, error) {
+		x, err := b.openDevice(c)
+		d, _ = x.(*benchDevice)
+		return x, err
+	}
+	s := b.mustStart()
+	if drops := s.status().Drops; len(drops) != 0 {
+		t.Errorf("at the start: %v", drops)
+	}
+	for range 3 {
+		d.Send([]byte("no packet"))
+	}
+	for range 500 {
+		if s.status().Drops["tun_out_malformed"] == 3 {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if drops := s.status().Drops; !reflect.DeepEqual(drops, map[string]uint64{"tun_out_malformed": 3}) {
+		t.Errorf("after three malformed packets: %v", drops)
+	}
+	s.stop()
+}
+
+func TestSnake(t *testing.T) {
+	for name, want := range map[string]string{"": "", "Full": "_full", "TooLarge": "_too_large", "ICMPKind": "_icmp_kind"} {
+		if got := snake(name); got != want {
+			t.Errorf("%s: %s, want %s", name, got, want)
+		}
+	}
+}
+
+// TestHostRelay: a relay has no host side; a reload tells it who is registered.
+func TestHostRelay(t *testing.T) {
+	b := newBench(t)
+	c := b.config
+	c.Role, c.Relay.Key = config.RoleRelay, filepath.Join(c.DataDir, "relay.key")
+	c.Relay.Listen, c.Relay.PublicAddress = netip.MustParseAddrPort("127.0.0.1:0"), netip.MustParseAddrPort("127.0.0.1:1190")
+	c.Client.Key = ""
+	b.broken = "open device"
+	s := b.mustStart()
+	st := s.status()
+	if st.Relay == nil || st.Relay.Registered || st.Tun != nil {
+		t.Errorf("status: %+v", st)
+	}
+	a, err := key.ParseAddress(st.Endpoints[0].Address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.file.Relays = append(b.file.Relays, a.Key)
+	b.publish(6)
+	if e := s.sighup(); !slices.Equal(e, []string{"RELOADING=1", "READY=1"}) {
+		t.Errorf("%q", e)
+	}
+	if st := s.status(); !st.Relay.Registered || st.Network.Serial != 6 {
+		t.Errorf("status after the reload: %+v", st)
+	}
+	s.stop()
+	b.clean()
+}
