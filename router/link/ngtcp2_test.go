@@ -237,6 +237,11 @@ func (o *ours) Request(_ link.Conn, r *link.Request) {
 
 func newOurs(t *testing.T, sec *key.Secret, addr netip.AddrPort, accept bool, registered func(key.Public) bool) *ours {
 	t.Helper()
+	return newLimited(t, sec, addr, accept, registered, link.Limits{})
+}
+
+func newLimited(t *testing.T, sec *key.Secret, addr netip.AddrPort, accept bool, registered func(key.Public) bool, limits link.Limits) *ours {
+	t.Helper()
 	if !addr.IsValid() {
 		addr = netip.MustParseAddrPort("127.0.0.1:0")
 	}
@@ -247,7 +252,7 @@ func newOurs(t *testing.T, sec *key.Secret, addr netip.AddrPort, accept bool, re
 	o := &ours{
 		t: t, sec: sec, opens: make(chan link.Conn, 100), ends: make(chan error, 100), datas: make(chan []byte, 10000), asks: make(chan *link.Request, 10),
 	}
-	if o.quic, err = link.NewQUIC(socket{u, &o.lose}, link.Config{Secret: sec, Accept: accept, Registered: registered}); err != nil {
+	if o.quic, err = link.NewQUIC(socket{u, &o.lose}, link.Config{Secret: sec, Accept: accept, Registered: registered, Limits: limits}); err != nil {
 		t.Fatal(err)
 	}
 	o.addr = o.quic.LocalAddr()
@@ -523,6 +528,28 @@ func TestNgtcp2DatagramIDs(t *testing.T) {
 	b.Set(bytes.Repeat([]byte{7}, 2000))
 	c.Send(b)
 	f.await("got", "0", "split", "16", strings.Repeat("07", 2000))
+}
+
+// TestNgtcp2Large: messages beyond the first windows of stream and connection, in both directions at once, from a dialler that had to prove its address first.
+func TestNgtcp2Large(t *testing.T) {
+	f := newForeign(t)
+	o := newLimited(t, key.Generate(), netip.AddrPort{}, true, nil, link.Limits{Handshakes: 3})
+	self := o.sec.Public()
+	f.do("dial %d %x Session_Router_C hide", o.addr.Port(), self[:])
+	f.await("retry", "0")
+	c := o.opened()
+	const size = 8_000_000
+	body := make([]byte, size)
+	for i := range body {
+		body[i] = byte(i * i / 256)
+	}
+	f.do("large 0 echo %d", size)
+	if b, err := c.Request(context.Background(), "echo", body); err != nil || !bytes.Equal(b, body) {
+		t.Errorf("echo by C: %d bytes, %v", len(b), err)
+	}
+	if line := f.await("reply", "0", "R", "0"); line != "reply 0 R 0 "+hexOr(body) {
+		t.Errorf("our echo: %.100s", line)
+	}
 }
 
 // TestNgtcp2Loss: one packet in 20 of ours is lost. What arrives is what was sent; few datagrams are missing, none comes often.

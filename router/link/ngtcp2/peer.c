@@ -9,6 +9,7 @@
  *   allow KEY                      a relay that may connect as such
  *   dial PORT KEY ALPN show|hide   to the relay KEY, with or without our own key
  *   request CONN NAME BODY         a request on stream 0
+ *   large CONN NAME COUNT          the same with a body of COUNT bytes, byte i being i*i/256
  *   datagram CONN DATA             an application datagram
  *   close CONN CODE
  *   mtu CONN
@@ -17,6 +18,7 @@
  *
  *   port PORT KEY
  *   dialling CONN
+ *   retry CONN                     we had to prove our address
  *   hello CONN in|out LENGTH       a ClientHello with a legacy session id of that length
  *   ticket CONN SIZE               a session ticket went out that allows so much early data
  *   open CONN in|out ALPN KEY      established; KEY of the other side or -
@@ -554,6 +556,12 @@ static int on_reset(ngtcp2_conn *q, const ngtcp2_pkt_stateless_reset *sr, void *
 	return 0;
 }
 
+static int on_retry(ngtcp2_conn *q, const ngtcp2_pkt_hd *hd, void *user)
+{
+	printf("retry %d\n", ((struct conn *)user)->number);
+	return ngtcp2_crypto_recv_retry_cb(q, hd, user);
+}
+
 static const ngtcp2_callbacks callbacks = {
 	.client_initial = ngtcp2_crypto_client_initial_cb,
 	.recv_client_initial = ngtcp2_crypto_recv_client_initial_cb,
@@ -566,7 +574,7 @@ static const ngtcp2_callbacks callbacks = {
 	.recv_stream_data = on_stream_data,
 	.stream_open = on_stream_open,
 	.recv_stateless_reset = on_reset,
-	.recv_retry = ngtcp2_crypto_recv_retry_cb,
+	.recv_retry = on_retry,
 	.rand = on_random,
 	.get_new_connection_id = on_new_cid,
 	.update_key = ngtcp2_crypto_update_key_cb,
@@ -862,6 +870,14 @@ static void command(char *line)
 		size_t room = strlen(w[3]);
 		u8 *body = malloc(room + 1);
 		send_message(c, 'C', c->next_id++, w[2], body, get_hex(w[3], body, room));
+		free(body);
+	} else if (!strcmp(w[0], "large") && n == 4) {
+		struct conn *c = conn_number(w[1]);
+		size_t size = atoll(w[3]);
+		u8 *body = malloc(size + 1);
+		for (uint64_t i = 0; i < size; i++)
+			body[i] = i * i / 256;
+		send_message(c, 'C', c->next_id++, w[2], body, size);
 		free(body);
 	} else if (!strcmp(w[0], "datagram") && n == 3) {
 		u8 data[4096];
