@@ -205,7 +205,7 @@ func (p *Peers) reach(id key.Public, wait func(*relay) error) (Conn, error) {
 	}
 	if r == nil || !r.dialling {
 		switch {
-		case p.closed:
+		case p.closed, p.ctx != nil && p.ctx.Err() != nil: // a dial would fail at once, and Request begin another
 			return nil, ErrClosed
 		case id == p.self, !known:
 			return nil, ErrUnknown
