@@ -289,6 +289,9 @@ func (h *host) Resolve(ctx context.Context, name string) (control.Resolved, erro
 	return r, nil
 }
 
+// connectTime is how long Ping waits for a session.
+const connectTime = 20 * time.Second
+
 // Ping connects to a name and sends echo requests, one a second.
 func (h *host) Ping(ctx context.Context, name string, count int) (control.Pinged, error) {
 	start := time.Now()
@@ -302,14 +305,15 @@ func (h *host) Ping(ctx context.Context, name string, count int) (control.Pinged
 		return p, err
 	}
 	b := h.browsing()
-	connect, cancel := context.WithTimeout(ctx, 20*time.Second)
+	for _, e := range h.endpoints {
+		if e.Address() == to {
+			return p, control.Errorf(control.CodeUsage, "%s is this daemon itself (%s)", name, e.Config.Name)
+		}
+	}
+	connect, cancel := context.WithTimeout(ctx, connectTime)
 	defer cancel()
 	if err := b.Sessions.Connect(connect, to); err != nil {
-		code := control.CodeNotFound
-		if errors.Is(err, context.DeadlineExceeded) {
-			code, err = control.CodeFailure, fmt.Errorf("no answer within 20 s")
-		}
-		return p, control.Errorf(code, "%s: %v", name, err)
+		return p, unreached(name, to, err)
 	}
 	p.Stages = append(p.Stages, control.Stage{Name: "session established", AtMs: ms(time.Since(start))})
 	for seq := range count {
@@ -332,6 +336,19 @@ func (h *host) Ping(ctx context.Context, name string, count int) (control.Pinged
 		}
 	}
 	return p, nil
+}
+
+// unreached says in plain words why there is no session with a remote.
+func unreached(name string, to key.Address, err error) error {
+	switch relay := to.Kind == key.Relay; {
+	case errors.Is(err, context.DeadlineExceeded):
+		return control.Errorf(control.CodeFailure, "%s does not answer: no session within %d s", name, int(connectTime.Seconds()))
+	case relay && (errors.Is(err, session.ErrNotFound) || errors.Is(err, session.ErrUnreachable)):
+		return control.Errorf(control.CodeNotFound, "%s is no relay that this daemon knows", name)
+	case errors.Is(err, session.ErrNotFound):
+		return control.Errorf(control.CodeNotFound, "%s cannot be found: it is offline, or the address is wrong (no contact of it is published)", name)
+	}
+	return control.Errorf(control.CodeNotFound, "%s: %v", name, err)
 }
 
 // pings are the daemon's own echo requests that wait for an answer, which it keeps from the TUN.

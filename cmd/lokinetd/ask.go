@@ -103,7 +103,7 @@ func (a *app) pingCommand() *cobra.Command {
 			}
 			fmt.Fprintf(a.out, "%d of %d answered\n", len(p.RTTms), p.Sent)
 			if len(p.RTTms) == 0 {
-				return &exitError{exitFailure, fmt.Errorf("connected, but %s does not answer echo requests", args[0])}
+				return &exitError{exitFailure, fmt.Errorf("connected, but %s does not answer echo requests (a service does if its configuration says echo = true)", args[0])}
 			}
 			return nil
 		},

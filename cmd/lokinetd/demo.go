@@ -117,7 +117,7 @@ func (d *demoNet) keep(guest, host *demoHost, url string) error {
 		return err
 	}
 	show := func(what string, args ...string) {
-		fmt.Fprintf(d.a.out, "  %-42s %s\n", "# "+what, "\n  "+strings.Join(args, " "))
+		fmt.Fprintf(d.a.out, "  # %s\n  %s\n", what, strings.Join(args, " "))
 	}
 	fmt.Fprintf(d.a.out, "\nIt runs until Ctrl-C. In another terminal, as the same user:\n")
 	show("the page", guest.node.Enter("curl", url)...)

@@ -2,7 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"sync/atomic"
@@ -40,13 +43,17 @@ func (a *app) runCommand() *cobra.Command {
 			}
 			log, setLevels := newLogger(a.err, c.Log)
 			slog.SetDefault(log)
-			return router.Run(cmd.Context(), c, version, log, func() (*config.Config, error) {
+			err = router.Run(cmd.Context(), c, version, log, func() (*config.Config, error) {
 				c, err := load()
 				if err == nil {
 					setLevels(c.Log.Level)
 				}
 				return c, err
 			})
+			if c.Role == config.RoleClient && errors.Is(err, fs.ErrPermission) {
+				err = fmt.Errorf("%w; a client has to run as root, or with the capability CAP_NET_ADMIN and /dev/net/tun open to it", err)
+			}
+			return err
 		},
 	}
 	cmd.Flags().StringVar(&levels, "log", "", "log levels in addition to the configured ones, for example '*=info,dns=debug'")

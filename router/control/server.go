@@ -78,11 +78,15 @@ func Listen(path, group string, api API, log *slog.Logger) (*Server, error) {
 	gid := os.Getgid()
 	if group != "" {
 		g, err := user.LookupGroup(group)
+		var none user.UnknownGroupError
 		if err == nil {
 			gid, _ = strconv.Atoi(g.Gid)
 			err = os.Chown(path, -1, gid)
 		}
-		if err != nil {
+		switch {
+		case errors.As(err, &none):
+			log.Info("control socket is for the daemon's user and root only: there is no such group", "group", group)
+		case err != nil:
 			log.Warn("control socket is for the daemon's user and root only", "group", group, "err", err)
 			gid = os.Getgid()
 		}
