@@ -434,10 +434,11 @@ func TestTwoHosts(t *testing.T) {
 		if s := stats[i]; s.ReadFailed+s.WriteFailed+s.OutMalformed+s.InMalformed+s.OutForeign != 0 || s.OutMulticast > 20 {
 			t.Errorf("host %d dropped packets", i)
 		}
-		// The kernel counts what it hands over or takes in one piece as one packet: segments are split here, and joined here again.
+		// The kernel counts what it hands over or takes in one piece as one packet: segments are split here, and joined here again. How many there are
+		// in one depends on who is scheduled when; without vnet_hdr it is exactly one.
 		out, in := float64(stats[i].OutPackets)/float64(pieces[i].out), float64(stats[i].InPackets)/float64(pieces[i].in)
 		t.Logf("host %d: packets in one piece: %.1f read, %.1f written", i, out, in)
-		if out < 2 || in < 2 {
+		if out < 1.1 || in < 1.1 {
 			t.Errorf("host %d: segmentation and coalescing (vnet_hdr) are not used", i)
 		}
 	}
