@@ -19,7 +19,7 @@ import (
 // one: where 30 % lie together, they are three of four in one look-up of twelve. Therefore this is stricter than the protocol's rule, in ways that no relay can see:
 //   - no relay is asked over two paths;
 //   - more than half must agree before the rest is waited for (of an even number the protocol is content with half), and the rest is waited for a moment still;
-//   - when two answers contradict each other, a jury of more relays is asked, over paths built for it, and counts with them;
+//   - when two answers contradict each other, or some do not come, a jury of more relays is asked, over paths built for it, and counts with them;
 //   - a tie between two owners is no answer instead of a coin's.
 
 const (
@@ -28,9 +28,10 @@ const (
 	snsCacheMax = 4096            // names kept
 	snsFlights  = 256             // names that are being looked up
 	snsLinger   = 250 * time.Millisecond
+	snsSlow     = 1500 * time.Millisecond // without a majority, until a jury is called
 	snsJurors   = 8
 	snsJuries   = 4               // at a time
-	snsPatience = 5 * time.Second // with a jury
+	snsPatience = 4 * time.Second // with a jury
 )
 
 // nameAnswer is what one relay said: an owner, "not found", or nothing usable.
@@ -206,11 +207,13 @@ func (c *client) askName(ctx context.Context, name string, paths []*path.Path) (
 	var answers []nameAnswer
 	var called jury // nil: none
 	var over <-chan time.Time
-	asked := len(paths)
+	slow := time.After(snsSlow)
+	tooSlow := false
+	asked := len(paths) // answers that are waited for
 	for {
 		v, contested, ok := agree(asked, answers)
 		switch {
-		case contested && called == nil:
+		case called == nil && (contested || tooSlow && !ok):
 			var dismiss func()
 			if called, dismiss = c.callJury(); called != nil {
 				defer dismiss()
@@ -219,7 +222,7 @@ func (c *client) askName(ctx context.Context, name string, paths []*path.Path) (
 				continue
 			}
 			called = make(jury) // none to be had
-		case ok && (contested || len(answers) == asked):
+		case ok && (called != nil || len(answers) == asked):
 			return v, nil
 		case ok && over == nil:
 			over = time.After(snsLinger)
@@ -228,9 +231,13 @@ func (c *client) askName(ctx context.Context, name string, paths []*path.Path) (
 		case a := <-ch:
 			answers = append(answers, a)
 		case p := <-called:
-			if !heard[p.Pivot()] && len(heard) < len(paths)+snsJurors {
+			if heard[p.Pivot()] {
+				asked-- // one juror less
+			} else if len(heard) < len(paths)+snsJurors {
 				ask(p)
 			}
+		case <-slow:
+			tooSlow = true
 		case <-over: // what has come must do
 			v, _, _ := agree(len(answers), answers)
 			return v, nil

@@ -40,12 +40,7 @@ const (
 	silent                    // does not answer
 	bloated                   // answers with three megabytes
 	backward                  // answers with what was true an hour ago, and with what is damaged
-	liarStyles
 )
-
-func (s liarStyle) String() string {
-	return [...]string{"schemer", "silent", "bloated", "backward"}[s]
-}
 
 // plot is what the liars have agreed on.
 type plot struct {
@@ -180,175 +175,184 @@ func (l *liar) SessionDatagram(_ *path.Terminal, b *packet.Buffer)    { b.Releas
 // Issue 4: 6 of 20 relays lie together. Clients that start with nothing but the network file never come to a relay that nobody registered, and keep resolving and
 // connecting. Each of five clients starts anew every eleven minutes: what one learned is of no use to the next.
 func TestLyingRelays(t *testing.T) {
+	for what, styles := range map[string][]liarStyle{
+		"all scheme":       {schemer},
+		"each its own way": {schemer, silent, bloated, backward},
+	} {
+		t.Run(what, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { lieTo(t, styles) })
+		})
+	}
+}
+
+func lieTo(t *testing.T, styles []liarStyle) {
 	const relays, liars, strangers, services, clients, lives = 20, 6, 4, 3, 5, 3
 	const life = 11 * time.Minute
-	synctest.Test(t, func(t *testing.T) {
-		s := seed(t)
-		t.Logf("seed %d", s)
-		n := &Net{t: t, medium: newFabric(s, 10*time.Millisecond, 0)}
-		n.file = &netdb.NetworkFile{Name: "lies", Network: 42, Serial: 1, Names: map[string]key.Public{}}
-		crime := &plot{}
-		wrong := key.Generate().Public() // whom the liars' names lead to
-		wrongs := map[string]key.Public{}
+	s := seed(t)
+	t.Logf("seed %d", s)
+	n := &Net{t: t, medium: newFabric(s, 10*time.Millisecond, 0)}
+	n.file = &netdb.NetworkFile{Name: "lies", Network: 42, Serial: 1, Names: map[string]key.Public{}}
+	crime := &plot{}
+	wrong := key.Generate().Public() // whom the liars' names lead to
+	wrongs := map[string]key.Public{}
 
-		var all []*liar
-		registered := map[key.Public]bool{}
-		for i := range relays + strangers {
-			secret, addr := key.Generate(), netip.AddrPortFrom(netip.AddrFrom4([4]byte{20, byte(i), 0, 1}), 1190)
-			id := secret.Public()
-			contact := router.SignContact(secret, addr, n.file.Network, time.Now())
-			elsewhere := netip.AddrPortFrom(netip.AddrFrom4([4]byte{21, byte(i), 0, 1}), 1190)
-			crime.stale = append(crime.stale, router.SignContact(secret, elsewhere, n.file.Network, time.Now().Add(-time.Hour)).Raw())
-			switch {
-			case i < relays-liars:
-				n.Relays = append(n.Relays, &Host{net: n, relay: true, Secret: secret, addr: addr})
-			default:
-				all = append(all, newLiar(n, secret, addr, liarStyle(len(all))%liarStyles, crime))
-				crime.ids = append(crime.ids, id)
-			}
-			if i < relays {
-				registered[id] = true
-				n.file.Relays = append(n.file.Relays, id)
-				n.file.Contacts = append(n.file.Contacts, contact)
-			} else {
-				crime.contacts = append(crime.contacts, contact.Raw())
-			}
-		}
-		damaged := bytes.Clone(crime.stale[1])
-		damaged[len(damaged)-5] ^= 1
-		crime.stale = append([][]byte{damaged}, crime.stale...)
-		for i := range services + clients {
-			h := &Host{net: n, Secret: key.Generate(), addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{30, 0, byte(i), 1}), 1191)}
-			n.Clients = append(n.Clients, h)
-			if i < services {
-				name := fmt.Sprintf("service%d.loki", i)
-				n.file.Names[name], wrongs[name] = h.Secret.Public(), wrong
-			}
-		}
-		crime.names = (&netdb.NetworkFile{Names: wrongs}).NameIndex()
-		t.Cleanup(func() {
-			for _, h := range append(append([]*Host(nil), n.Clients...), n.Relays...) {
-				h.Stop()
-			}
-		})
-		for _, h := range n.Relays {
-			h.Start()
-		}
-		for _, l := range all {
-			l.start(t)
-		}
-		for _, h := range n.Clients {
-			h.Start()
-		}
-		time.Sleep(20 * time.Second)
-
-		var figures struct {
-			right, undecided, deceived, missing   int
-			connected, again, unreachable         int
-			answered, lost, hops, stranger, liars int
-			slowest, slowestName                  time.Duration
-		}
-		lying := map[key.Public]bool{}
-		for _, l := range all[:liars] {
-			lying[l.Secret.Public()] = true
-		}
-		look := func(h *Host) { // which relays does a client use
-			for _, p := range h.Endpoint.Sessions.Inbound(time.Now()) {
-				for _, id := range p.Hops() {
-					figures.hops++
-					if !registered[id] {
-						figures.stranger++
-					}
-					if lying[id] {
-						figures.liars++
-					}
-				}
-			}
-		}
-		within := func(d time.Duration, f func(ctx context.Context) error) (time.Duration, error) {
-			ctx, cancel := context.WithTimeout(context.Background(), d)
-			defer cancel()
-			start := time.Now()
-			err := f(ctx)
-			return time.Since(start), err
-		}
-		for range lives {
-			for i, h := range n.Clients[services:] {
-				h.Stop()
-				h.apps = nil
-				h.Start()
-				time.Sleep(4 * time.Second)
-				service := n.Clients[i%services]
-				took, err := within(5*time.Minute, func(ctx context.Context) (err error) {
-					for tried := false; ctx.Err() == nil; tried = true {
-						if err = h.Endpoint.Sessions.Connect(ctx, service.Address()); err == nil {
-							return nil
-						}
-						if !tried { // four relays that lie can hide a contact until others are asked
-							figures.again++
-						}
-						time.Sleep(time.Second)
-					}
-					return err
-				})
-				if err != nil {
-					figures.unreachable++
-					t.Logf("no session: %v", err)
-					continue
-				}
-				figures.connected++
-				figures.slowest = max(figures.slowest, took)
-			}
-			for end := time.Now().Add(life); time.Now().Before(end); time.Sleep(30 * time.Second) {
-				for i, h := range n.Clients[services:] {
-					look(h)
-					service := n.Clients[i%services]
-					if h.apps == nil {
-						h.Flow(service)
-					}
-					if f := h.apps[service.Address()]; f.Ask(uint64(f.Sent)) {
-						figures.answered++
-					} else {
-						figures.lost++
-					}
-					name := fmt.Sprintf("service%d.loki", i%services)
-					var a key.Address
-					took, err := within(15*time.Second, func(ctx context.Context) (err error) {
-						a, _, err = h.Node.Lookup(ctx, name)
-						return err
-					})
-					figures.slowestName = max(figures.slowestName, took)
-					switch {
-					case errors.Is(err, router.ErrNoName):
-						figures.missing++
-					case err != nil:
-						figures.undecided++
-					case a.Key == wrong:
-						figures.deceived++
-					default:
-						figures.right++
-					}
-				}
-			}
-		}
-		for _, l := range all[liars:] {
-			if l.dialled.Load() > 0 {
-				t.Errorf("%d connections to a relay that nobody registered", l.dialled.Load())
-			}
-		}
-		f := figures
-		t.Logf("%d of %d relays lie; they were asked %d times", liars, relays, crime.asked.Load())
-		t.Logf("sessions: %d of %d, %d of them not at the first try, the slowest after %v; messages: %d answered, %d lost", f.connected, f.connected+f.unreachable, f.again, f.slowest, f.answered, f.lost)
-		t.Logf("names: %d right, %d wrong, %d denied, %d undecided, the slowest answer after %v", f.right, f.deceived, f.missing, f.undecided, f.slowestName)
-		t.Logf("hops of paths: %d, %d of them liars, %d not registered", f.hops, f.liars, f.stranger)
-		names := f.right + f.deceived + f.missing + f.undecided
+	var all []*liar
+	registered := map[key.Public]bool{}
+	for i := range relays + strangers {
+		secret, addr := key.Generate(), netip.AddrPortFrom(netip.AddrFrom4([4]byte{20, byte(i), 0, 1}), 1190)
+		id := secret.Public()
+		contact := router.SignContact(secret, addr, n.file.Network, time.Now())
+		elsewhere := netip.AddrPortFrom(netip.AddrFrom4([4]byte{21, byte(i), 0, 1}), 1190)
+		crime.stale = append(crime.stale, router.SignContact(secret, elsewhere, n.file.Network, time.Now().Add(-time.Hour)).Raw())
 		switch {
-		case f.stranger > 0:
-			t.Error("a path went over a relay that nobody registered")
-		case f.unreachable > 0 || f.lost > 0:
-			t.Error("not everything is reached")
-		case f.right < names*95/100 || f.deceived+f.missing > names*2/100:
-			t.Error("names do not resolve as they should")
+		case i < relays-liars:
+			n.Relays = append(n.Relays, &Host{net: n, relay: true, Secret: secret, addr: addr})
+		default:
+			all = append(all, newLiar(n, secret, addr, styles[len(all)%len(styles)], crime))
+			crime.ids = append(crime.ids, id)
+		}
+		if i < relays {
+			registered[id] = true
+			n.file.Relays = append(n.file.Relays, id)
+			n.file.Contacts = append(n.file.Contacts, contact)
+		} else {
+			crime.contacts = append(crime.contacts, contact.Raw())
+		}
+	}
+	damaged := bytes.Clone(crime.stale[1])
+	damaged[len(damaged)-5] ^= 1
+	crime.stale = append([][]byte{damaged}, crime.stale...)
+	for i := range services + clients {
+		h := &Host{net: n, Secret: key.Generate(), addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{30, 0, byte(i), 1}), 1191)}
+		n.Clients = append(n.Clients, h)
+		if i < services {
+			name := fmt.Sprintf("service%d.loki", i)
+			n.file.Names[name], wrongs[name] = h.Secret.Public(), wrong
+		}
+	}
+	crime.names = (&netdb.NetworkFile{Names: wrongs}).NameIndex()
+	t.Cleanup(func() {
+		for _, h := range append(append([]*Host(nil), n.Clients...), n.Relays...) {
+			h.Stop()
 		}
 	})
+	for _, h := range n.Relays {
+		h.Start()
+	}
+	for _, l := range all {
+		l.start(t)
+	}
+	for _, h := range n.Clients {
+		h.Start()
+	}
+	time.Sleep(20 * time.Second)
+
+	var figures struct {
+		right, undecided, deceived, missing   int
+		connected, again, unreachable         int
+		answered, lost, hops, stranger, liars int
+		slowest, slowestName                  time.Duration
+	}
+	lying := map[key.Public]bool{}
+	for _, l := range all[:liars] {
+		lying[l.Secret.Public()] = true
+	}
+	look := func(h *Host) { // which relays does a client use
+		for _, p := range h.Endpoint.Sessions.Inbound(time.Now()) {
+			for _, id := range p.Hops() {
+				figures.hops++
+				if !registered[id] {
+					figures.stranger++
+				}
+				if lying[id] {
+					figures.liars++
+				}
+			}
+		}
+	}
+	within := func(d time.Duration, f func(ctx context.Context) error) (time.Duration, error) {
+		ctx, cancel := context.WithTimeout(context.Background(), d)
+		defer cancel()
+		start := time.Now()
+		err := f(ctx)
+		return time.Since(start), err
+	}
+	for range lives {
+		for i, h := range n.Clients[services:] {
+			h.Stop()
+			h.apps = nil
+			h.Start()
+			time.Sleep(4 * time.Second)
+			service := n.Clients[i%services]
+			took, err := within(5*time.Minute, func(ctx context.Context) (err error) {
+				for tried := false; ctx.Err() == nil; tried = true {
+					if err = h.Endpoint.Sessions.Connect(ctx, service.Address()); err == nil {
+						return nil
+					}
+					if !tried { // four relays that lie can hide a contact until others are asked
+						figures.again++
+					}
+					time.Sleep(time.Second)
+				}
+				return err
+			})
+			if err != nil {
+				figures.unreachable++
+				t.Logf("no session: %v", err)
+				continue
+			}
+			figures.connected++
+			figures.slowest = max(figures.slowest, took)
+		}
+		for end := time.Now().Add(life); time.Now().Before(end); time.Sleep(30 * time.Second) {
+			for i, h := range n.Clients[services:] {
+				look(h)
+				service := n.Clients[i%services]
+				if h.apps == nil {
+					h.Flow(service)
+				}
+				if f := h.apps[service.Address()]; f.Ask(uint64(f.Sent)) {
+					figures.answered++
+				} else {
+					figures.lost++
+				}
+				name := fmt.Sprintf("service%d.loki", i%services)
+				var a key.Address
+				took, err := within(15*time.Second, func(ctx context.Context) (err error) {
+					a, _, err = h.Node.Lookup(ctx, name)
+					return err
+				})
+				figures.slowestName = max(figures.slowestName, took)
+				switch {
+				case errors.Is(err, router.ErrNoName):
+					figures.missing++
+				case err != nil:
+					figures.undecided++
+				case a.Key == wrong:
+					figures.deceived++
+				default:
+					figures.right++
+				}
+			}
+		}
+	}
+	for _, l := range all[liars:] {
+		if l.dialled.Load() > 0 {
+			t.Errorf("%d connections to a relay that nobody registered", l.dialled.Load())
+		}
+	}
+	f := figures
+	t.Logf("%d of %d relays lie; they were asked %d times", liars, relays, crime.asked.Load())
+	t.Logf("sessions: %d of %d, %d of them not at the first try, the slowest after %v; messages: %d answered, %d lost", f.connected, f.connected+f.unreachable, f.again, f.slowest, f.answered, f.lost)
+	t.Logf("names: %d right, %d wrong, %d denied, %d undecided, the slowest answer after %v", f.right, f.deceived, f.missing, f.undecided, f.slowestName)
+	t.Logf("hops of paths: %d, %d of them liars, %d not registered", f.hops, f.liars, f.stranger)
+	names := f.right + f.deceived + f.missing + f.undecided
+	switch {
+	case f.stranger > 0:
+		t.Error("a path went over a relay that nobody registered")
+	case f.unreachable > 0 || f.lost > 0:
+		t.Error("not everything is reached")
+	case f.right < names*95/100 || f.deceived+f.missing > names*2/100:
+		t.Error("names do not resolve as they should")
+	}
 }
