@@ -46,9 +46,10 @@ func relayContact(c *sodium.Case) error {
 	)
 }
 
-// clientContact: libsodium opens ours. What is inside has no random parts and is compared as a text with what protocol 1 sections 7.1 and 7.2 say.
+// clientContact: libsodium opens ours, and we its. What is inside has no random parts and is compared as a text with what protocol 1 sections 7.1 and 7.2 say.
 func clientContact(c *sodium.Case) error {
-	sec := key.FromSeed(c.Seed())
+	seed, nonce := c.Seed(), c.Nonce()
+	sec := key.FromSeed(seed)
 	owner := sec.Public()
 	now := time.UnixMilli(int64(c.Uint64() >> 20))
 	contact := netdb.ClientContact{Flags: uint8(c.IntN(256))}
@@ -73,6 +74,12 @@ func clientContact(c *sodium.Case) error {
 		return err
 	}
 	inner := fmt.Sprintf("d0:i0e1:a32:%s1:il%se1:pi%dee", owner[:], intros.String(), contact.Flags)
+	theirs := c.Must("sealcontact", seed[:], nonce[:], number(uint64(now.UnixMilli())), []byte(inner))[0]
+	back, err := netdb.OpenClientContact(theirs, owner)
+	if err != nil {
+		return err
+	}
+	contact.Key, contact.SignedAt = owner, now
 	return errors.Join(sodium.Same("blinded key", blinded[:], r[0]), sodium.Same("time", fmt.Append(nil, now.UnixMilli()), r[1]),
-		sodium.Same("inner dict", []byte(inner), r[2]))
+		sodium.Same("inner dict", []byte(inner), r[2]), sodium.Same("what was read", fmt.Appendf(nil, "%+v", *back), fmt.Appendf(nil, "%+v", contact)))
 }

@@ -204,13 +204,11 @@ static void op_blind(void)
 	put(b, 32);
 }
 
-/* blindsign SEED MESSAGE: blinded public key from the secret's side, signature */
-static void op_blindsign(void)
+static void blind_sign(const u8 *seed, const u8 *p, size_t n, u8 B[32], u8 sig[64])
 {
-	u8 pk[32], sk[64], f[32], a[32], b[32], B[32], h[32], digest[64], r[32], R[32], c[32], s[32], sig[64];
+	u8 pk[32], sk[64], f[32], a[32], b[32], h[32], digest[64], r[32], c[32];
 	crypto_hash_sha512_state sha;
-	bytes m = any(1);
-	pair(sized(0, 32), pk, sk);
+	pair(seed, pk, sk);
 	factor(pk, f);
 	crypto_sign_ed25519_sk_to_curve25519(a, sk);
 	crypto_core_ed25519_scalar_mul(b, a, f);
@@ -219,21 +217,26 @@ static void op_blindsign(void)
 
 	crypto_hash_sha512_init(&sha);
 	crypto_hash_sha512_update(&sha, h, 32);
-	crypto_hash_sha512_update(&sha, m.p, m.n);
+	crypto_hash_sha512_update(&sha, p, n);
 	crypto_hash_sha512_final(&sha, digest);
 	crypto_core_ed25519_scalar_reduce(r, digest);
-	crypto_scalarmult_ed25519_base_noclamp(R, r);
+	crypto_scalarmult_ed25519_base_noclamp(sig, r);
 
 	crypto_hash_sha512_init(&sha);
-	crypto_hash_sha512_update(&sha, R, 32);
+	crypto_hash_sha512_update(&sha, sig, 32);
 	crypto_hash_sha512_update(&sha, B, 32);
-	crypto_hash_sha512_update(&sha, m.p, m.n);
+	crypto_hash_sha512_update(&sha, p, n);
 	crypto_hash_sha512_final(&sha, digest);
 	crypto_core_ed25519_scalar_reduce(c, digest);
-	crypto_core_ed25519_scalar_mul(s, c, b);
-	crypto_core_ed25519_scalar_add(s, s, r);
-	memcpy(sig, R, 32);
-	memcpy(sig + 32, s, 32);
+	crypto_core_ed25519_scalar_mul(sig + 32, c, b);
+	crypto_core_ed25519_scalar_add(sig + 32, sig + 32, r);
+}
+
+/* blindsign SEED MESSAGE: blinded public key from the secret's side, signature */
+static void op_blindsign(void)
+{
+	u8 B[32], sig[64];
+	blind_sign(sized(0, 32), any(1).p, any(1).n, B, sig);
 	put(B, 32), put(sig, 64);
 }
 
@@ -411,6 +414,28 @@ static void op_contact(void)
 	fclose(f);
 	put(rc, n);
 	free(rc);
+}
+
+/* sealcontact SEED NONCE TIME(8, big endian) INNER: a client contact as it is published (7.6) */
+static void op_sealcontact(void)
+{
+	u8 pk[32], sk[64], B[32], sig[64];
+	bytes x = any(3);
+	char *out_p;
+	size_t n;
+	FILE *f = open_memstream(&out_p, &n);
+	pair(sized(0, 32), pk, sk);
+	blind_sign(sized(0, 32), x.p, 0, B, sig); /* for B */
+	stream(x.p, x.n, pk, sized(1, NONCE));
+	fputs("d1:i32:", f), fwrite(B, 1, 32, f);
+	fputs("1:n24:", f), fwrite(sized(1, NONCE), 1, NONCE, f);
+	fprintf(f, "1:ti%llue1:x%zu:", (unsigned long long)number(sized(2, 8)), x.n), fwrite(x.p, 1, x.n, f);
+	fflush(f);
+	blind_sign(sized(0, 32), (u8 *)out_p, n, B, sig);
+	fputs("1:~64:", f), fwrite(sig, 1, 64, f), fputc('e', f);
+	fclose(f);
+	put(out_p, n);
+	free(out_p);
 }
 
 /* uncontact OWNER SEALED: a client contact as somebody who knows the owner's key reads it (7.6): blinded key, time as text, inner dict */
@@ -907,7 +932,7 @@ static const struct {
 	{ "ed", op_ed }, { "edpub", op_edpub }, { "sign", op_sign }, { "verify", op_verify }, { "dh", op_dh },
 	{ "blind", op_blind }, { "blindsign", op_blindsign }, { "box", op_box }, { "unbox", op_unbox }, { "stream", op_stream },
 	{ "seal", op_seal }, { "open", op_open }, { "x", op_x }, { "session", op_session }, { "name", op_name },
-	{ "rchash", op_rchash }, { "contact", op_contact }, { "uncontact", op_uncontact }, { "build", op_build }, { "peel", op_peel },
+	{ "rchash", op_rchash }, { "contact", op_contact }, { "uncontact", op_uncontact }, { "sealcontact", op_sealcontact }, { "build", op_build }, { "peel", op_peel },
 	{ "wrap", op_wrap }, { "request", op_request }, { "pass", op_pass }, { "arrive", op_arrive }, { "down", op_down },
 	{ "unwrap", op_unwrap }, { "serve", op_serve }, { "reply", op_reply }, { "back", op_back }, { "result", op_result },
 	{ "init", op_init }, { "openinit", op_openinit }, { "accept", op_accept }, { "openaccept", op_openaccept }, { "data", op_data },
