@@ -93,6 +93,8 @@ type DNS struct {
 	Enabled  bool             `toml:"enabled"`
 	Listen   []netip.AddrPort `toml:"listen" port:"53"`
 	Upstream []netip.AddrPort `toml:"upstream" port:"53" reload:"yes"` // for names that are not ours; empty: those are refused
+	Host     string           `toml:"host" oneof:"auto off resolved delegate networkmanager resolvconf file"`
+	Hold     bool             `toml:"hold"` // our names stay in while the daemon is stopped
 }
 
 // Service is an endpoint with an address of its own that others can call.
@@ -140,7 +142,7 @@ func defaults() *Config {
 			PingInterval: 5 * time.Second, MaxMissedPings: 5, Profiling: true,
 		},
 		TUN:     TUN{Name: "lokinet0"},
-		DNS:     DNS{Enabled: true, Listen: []netip.AddrPort{netip.MustParseAddrPort("127.3.2.1:53")}},
+		DNS:     DNS{Enabled: true, Listen: []netip.AddrPort{netip.MustParseAddrPort("127.3.2.1:53")}, Host: "auto", Hold: true},
 		Relay:   Relay{Listen: netip.MustParseAddrPort("0.0.0.0:1190")},
 		Control: Control{Socket: "/run/lokinetd/lokinetd.sock", Group: "lokinet"},
 		Log:     Log{Format: "auto"},

@@ -81,6 +81,8 @@ ipv6 = "off"
 enabled = false
 listen = ["127.0.0.1", "[::1]:5353", "::1"]
 upstream = ["9.9.9.9", "[2620:fe::fe]:53"]
+host = "file"
+hold = false
 [[service]]
 name = "blog"
 ports = ["tcp/80", "udp/53"]
@@ -111,7 +113,7 @@ format = "json"
 		TUN: TUN{Name: "loki%d", IPv4: Range{Prefix: netip.MustParsePrefix("10.99.0.1/16")}, IPv6: Range{Off: true}},
 		DNS: DNS{
 			Listen:   []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:53"), netip.MustParseAddrPort("[::1]:5353"), netip.MustParseAddrPort("[::1]:53")},
-			Upstream: []netip.AddrPort{netip.MustParseAddrPort("9.9.9.9:53"), netip.MustParseAddrPort("[2620:fe::fe]:53")},
+			Upstream: []netip.AddrPort{netip.MustParseAddrPort("9.9.9.9:53"), netip.MustParseAddrPort("[2620:fe::fe]:53")}, Host: "file",
 		},
 		Service: []Service{
 			{Name: "blog", Key: "/etc/x/state/service-blog.key", Ports: []Port{{"tcp", 80}, {"udp", 53}}, Echo: true},
