@@ -61,14 +61,14 @@ type mapped struct {
 func (e *mapped) reserved() bool { return e.fixed4 || e.fixed6 }
 
 // NewMap makes the map of the endpoint self with the own addresses own4 and own6, each with the length of its range; the zero Prefix: none of
-// this family. IPv4 ranges are /8 to /30, IPv6 ranges /48 to /64. The own addresses belong to self for good.
+// this family. IPv4 ranges are /8 to /30, IPv6 ranges /16 to /64. The own addresses belong to self for good.
 func NewMap(self key.Address, own4, own6 netip.Prefix) (*Map, error) {
 	m := &Map{own4: own4, own6: own6, self: self, epoch: time.Now(), remote: map[key.Address]*mapped{}, addr: map[netip.Addr]*mapped{}, next4: 1}
 	if own4.IsValid() && (!own4.Addr().Is4() || own4.Bits() < 8 || own4.Bits() > 30) {
 		return nil, fmt.Errorf("netif: ipv4 range %v: want an IPv4 prefix of /8 to /30", own4)
 	}
-	if own6.IsValid() && (!own6.Addr().Is6() || own6.Addr().Is4In6() || own6.Bits() < 48 || own6.Bits() > 64) {
-		return nil, fmt.Errorf("netif: ipv6 range %v: want an IPv6 prefix of /48 to /64", own6)
+	if own6.IsValid() && (!own6.Addr().Is6() || own6.Addr().Is4In6() || own6.Bits() < 16 || own6.Bits() > 64) {
+		return nil, fmt.Errorf("netif: ipv6 range %v: want an IPv6 prefix of /16 to /64", own6)
 	}
 	for _, p := range []netip.Prefix{own4, own6} {
 		if p.IsValid() && !hostAddr(p, p.Addr()) {

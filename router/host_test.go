@@ -289,6 +289,24 @@ func TestHostOrder(t *testing.T) {
 	b.clean()
 }
 
+// TestHostRanges: configured ranges are taken as they are, whatever their length; services get free ones beside them.
+func TestHostRanges(t *testing.T) {
+	b := newBench(t)
+	b.config.TUN.IPv4.Prefix, b.config.TUN.IPv6.Prefix = netip.MustParsePrefix("172.17.3.1/24"), netip.MustParsePrefix("fd00:5::1/32")
+	b.config.Service = []config.Service{{Name: "web", Key: filepath.Join(t.TempDir(), "key")}}
+	s := b.mustStart()
+	if want := "apply [172.17.3.1/24 fd00:5::1/32 172.17.16.1/20 fd2e:7365:7368::1/64]"; !slices.Contains(b.since(), want) {
+		t.Errorf("not %s", want)
+	}
+	s.stop()
+	b.config.TUN.IPv6.Off = true
+	s = b.mustStart()
+	if want := "apply [172.17.3.1/24 172.17.16.1/20]"; !slices.Contains(b.since(), want) {
+		t.Errorf("not %s", want)
+	}
+	s.stop()
+}
+
 // clean checks that nothing of the daemon is left.
 func (b *bench) clean() {
 	b.t.Helper()
