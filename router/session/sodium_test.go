@@ -21,7 +21,7 @@ import (
 	"lokinetd/router/session"
 )
 
-// TestSodiumSessions: libsodium calls our relay, then our client calls libsodium's relay, over a path of one hop. Every message is made or opened by libsodium; only
+// TestSodiumSessions: libsodium calls our relay, then our client calls libsodium's relay or client, over a path of one hop. Every message is made or opened by libsodium; only
 // the ML-KEM part, which it does not have, is the standard library's.
 func TestSodiumSessions(t *testing.T) {
 	peer := sodium.Start(t)
@@ -33,7 +33,7 @@ func TestSodiumSessions(t *testing.T) {
 type wire struct {
 	datagrams, commands chan []byte
 	paths               map[path.ID][]byte // as a relay: hop keys
-	build               func(body []byte) error
+	answer              map[string]func(body []byte) ([]byte, error)
 }
 
 func newWire() *wire {
@@ -54,8 +54,8 @@ func (w *wire) Command(name string, body []byte) error {
 }
 
 func (w *wire) Request(ctx context.Context, name string, body []byte) ([]byte, error) {
-	if name == "path_build" && w.build != nil {
-		return []byte("d1:!2:OKe"), w.build(body)
+	if f := w.answer[name]; f != nil {
+		return f(bytes.Clone(body))
 	}
 	<-ctx.Done()
 	return nil, ctx.Err()
@@ -227,7 +227,7 @@ func called(c *sodium.Case) error {
 	return nil
 }
 
-// calling: our client calls a relay of libsodium.
+// calling: our client calls a relay of libsodium, or a client whose contact that relay knows and for which it is the pivot.
 func calling(c *sodium.Case) error {
 	relaySeed, clientSeed := c.Seed(), c.Seed()
 	relayKey, self := key.FromSeed(relaySeed).Public(), key.FromSeed(clientSeed)
@@ -244,16 +244,48 @@ func calling(c *sodium.Case) error {
 	}
 	store.Put(contact)
 
+	// Who is called: the relay by default.
+	remoteSeed, to, terminal := relaySeed, key.Address{Key: relayKey, Kind: key.Relay}, []byte(nil)
+	var blinded, published []byte
+	if c.IntN(2) == 0 {
+		remoteSeed = c.Seed()
+		to = key.Address{Key: key.FromSeed(remoteSeed).Public()}
+		terminal = c.Bytes(16) // of its path
+		inner := fmt.Sprintf("d0:i0e1:a32:%s1:ild1:ei%de1:h16:%s1:r32:%see1:pi60ee", to.Key[:], now.Unix()+1200, terminal, relayKey[:])
+		published = c.Must("sealcontact", remoteSeed[:], c.Bytes(24), binary.BigEndian.AppendUint64(nil, uint64(now.UnixMilli())), []byte(inner))[0]
+		blinded = c.Must("blind", to.Key[:])[0]
+	}
+
 	w := newWire()
-	var asking sync.Mutex // builds come from goroutines
-	w.build = func(body []byte) error {
-		asking.Lock()
-		defer asking.Unlock()
-		r, err := c.Ask("peel", relaySeed[:], body, make([]byte, 169))
-		if err == nil {
-			w.paths[path.ID(r[1])] = r[0]
-		}
-		return err
+	var asking sync.Mutex // builds and look-ups come from goroutines
+	w.answer = map[string]func([]byte) ([]byte, error){
+		"path_build": func(body []byte) ([]byte, error) {
+			asking.Lock()
+			defer asking.Unlock()
+			r, err := c.Ask("peel", relaySeed[:], body, make([]byte, 169))
+			if err == nil {
+				w.paths[path.ID(r[1])] = r[0]
+			}
+			return []byte("d1:!2:OKe"), err
+		},
+		"path_control": func(body []byte) ([]byte, error) {
+			asking.Lock()
+			defer asking.Unlock()
+			id := body[len(body)-17 : len(body)-1]
+			hop := w.paths[path.ID(id)]
+			r, err := c.Ask("serve", hop, body)
+			if err != nil {
+				return nil, err
+			}
+			reply := "d1:!2:OKe"
+			if string(r[1]) == "find_cc" {
+				reply = "d1:!9:NOT FOUNDe"
+				if bytes.HasPrefix(r[2], append([]byte("d1:k32:"), blinded...)) {
+					reply = fmt.Sprintf("d1:!2:OK1:x%d:%se", len(published), published)
+				}
+			}
+			return c.Must("reply", hop, id, c.Bytes(24), []byte(reply))[0], nil
+		},
 	}
 	opt := path.DefaultOptions()
 	opt.Edges, opt.UniqueRange = 1, 0
@@ -261,14 +293,13 @@ func calling(c *sodium.Case) error {
 	defer paths.Close()
 	delivered, deliver := deliverer()
 	table := session.NewTable(session.Config{
-		Self: self, Deliver: deliver, Paths: paths, Inbound: 1, InboundHops: 1, Outbound: 1, RelayHops: 1,
+		Self: self, Deliver: deliver, Paths: paths, Inbound: 1, InboundHops: 1, Outbound: 1, ClientHops: 1, RelayHops: 1,
 		RelayContact: func(k key.Public) *netdb.RelayContact { return store.Get(k) },
 	})
 	defer table.Close()
 	paths.EdgeUp(relayKey, w)
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	to := key.Address{Key: relayKey, Kind: key.Relay}
 	connected := make(chan error, 1)
 	go func() { connected <- table.Connect(ctx, to) }()
 	ticking := make(chan struct{})
@@ -296,7 +327,11 @@ func calling(c *sodium.Case) error {
 		if err != nil {
 			return nil, nil, nil, nil, 0, err
 		}
-		return r[0], r[2], id, hop, r[3][0], sodium.Same("pivot", r[1], id)
+		pivot := terminal
+		if pivot == nil {
+			pivot = id
+		}
+		return r[0], r[2], id, hop, r[3][0], sodium.Same("pivot", r[1], pivot)
 	}
 	ask := func(op string, args ...[]byte) ([][]byte, error) {
 		asking.Lock()
@@ -308,7 +343,7 @@ func calling(c *sodium.Case) error {
 		return fmt.Errorf("init of type %d, %w", typ, err)
 	}
 	end := len(init) - 4
-	r, err := ask("openinit", relaySeed[:], init[:end])
+	r, err := ask("openinit", remoteSeed[:], init[:end])
 	if err != nil {
 		return err
 	}
@@ -326,7 +361,7 @@ func calling(c *sodium.Case) error {
 	if err != nil {
 		return err
 	}
-	accept, err := ask("accept", relaySeed[:], client[:], Y[0], ct, ours)
+	accept, err := ask("accept", remoteSeed[:], client[:], Y[0], ct, ours)
 	if err != nil {
 		return err
 	}
@@ -339,7 +374,7 @@ func calling(c *sodium.Case) error {
 	if err := <-connected; err != nil {
 		return err
 	}
-	k, err := ask("session", y, X, client[:], relayKey[:], theirs, ours, X, Y[0], ks, m)
+	k, err := ask("session", y, X, client[:], to.Key[:], theirs, ours, X, Y[0], ks, m)
 	if err != nil {
 		return err
 	}
@@ -373,5 +408,5 @@ func calling(c *sodium.Case) error {
 	b.Set(msg[0])
 	paths.Datagram(w, b)
 	got, err = take(delivered)
-	return errors.Join(err, sodium.Same("packet from the relay", got, p))
+	return errors.Join(err, sodium.Same("packet from the remote", got, p))
 }
