@@ -201,11 +201,16 @@ func (h *host) loop(ctx context.Context, memory *collector) error {
 		case now := <-adapt.C:
 			memory.adapt(now)
 		case now := <-feed:
-			if late := now.Sub(time.Unix(0, h.node.beat.Load())); late < max(h.sys.watchdog/2, 4*tick) {
+			if h.alive(now) {
 				h.sys.notify(daemon.SdNotifyWatchdog)
 			}
 		}
 	}
+}
+
+// alive says whether the node's loop has gone round lately.
+func (h *host) alive(now time.Time) bool {
+	return now.Sub(time.Unix(0, h.node.beat.Load())) < max(h.sys.watchdog/2, 4*tick)
 }
 
 // openNode makes the node and its UDP socket.

@@ -448,6 +448,21 @@ func TestHostManaged(t *testing.T) {
 	b.clean()
 }
 
+// TestAlive: the watchdog gets nothing while the node's loop hangs.
+func TestAlive(t *testing.T) {
+	now := time.Now()
+	h := &host{sys: &system{watchdog: 30 * time.Second}, node: &Node{}}
+	for _, c := range []struct {
+		late time.Duration
+		want bool
+	}{{0, true}, {tick, true}, {14 * time.Second, true}, {16 * time.Second, false}, {time.Hour, false}} {
+		h.node.beat.Store(now.Add(-c.late).UnixNano())
+		if got := h.alive(now); got != c.want {
+			t.Errorf("%v after the last round: alive %v", c.late, got)
+		}
+	}
+}
+
 // TestHostReload: a newer network file is taken; a bad or older one is refused, also by the next start.
 func TestHostReload(t *testing.T) {
 	b := newBench(t)
