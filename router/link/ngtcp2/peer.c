@@ -12,7 +12,6 @@
  *   large CONN NAME COUNT          the same with a body of COUNT bytes, byte i being i*i/256
  *   datagram CONN DATA             an application datagram
  *   close CONN CODE
- *   mtu CONN
  *
  * Events, one a line:
  *
@@ -30,7 +29,6 @@
  *   got CONN whole|split N DATA    a datagram, the one of number N
  *   half CONN N                    a half that met the same half again
  *   sent CONN DGID...              the ids under which a datagram goes out
- *   mtu CONN BYTES                 UDP payload of the path
  *   closed CONN app|transport|idle|reset|crypto|timeout CODE
  */
 #define _GNU_SOURCE
@@ -882,9 +880,6 @@ static void command(char *line)
 	} else if (!strcmp(w[0], "datagram") && n == 3) {
 		u8 data[4096];
 		send_datagram(conn_number(w[1]), data, get_hex(w[2], data, sizeof data));
-	} else if (!strcmp(w[0], "mtu") && n == 2) {
-		struct conn *c = conn_number(w[1]);
-		printf("mtu %d %zu\n", c->number, ngtcp2_conn_get_path_max_tx_udp_payload_size(c->quic));
 	} else if (!strcmp(w[0], "close") && n == 3) {
 		struct conn *c = conn_number(w[1]);
 		u8 buf[1500];
