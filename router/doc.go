@@ -9,8 +9,9 @@
 //	session           end-to-end sessions over paths
 //	router            who asks whom, and when
 //
-// In this package: node.go starts and stops the parts; relay.go answers the requests that come to a relay and keeps its mesh; client.go
-// keeps a client's edges and what it knows of the network; endpoint.go is one identity of a client; sns.go looks names up. host.go is the
+// In this package: node.go starts and stops the parts; relay.go answers the requests that come to a relay and keeps its mesh, and meter.go bounds
+// what strangers may cost it; client.go keeps a client's edges and what it knows of the network; bootstrap.go is where both roles begin; endpoint.go is one identity of a
+// client; sns.go looks names up. host.go is the
 // side of the operating system: the network interface, the name server (source.go answers its questions) and the control socket (status.go).
 //
 // A Node touches no operating system but through its [link.Wire] and the folder of its [netdb.Store], which is how router/testnet runs many in one process.

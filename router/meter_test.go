@@ -202,7 +202,7 @@ func TestRelayBounds(t *testing.T) {
 			bad[len(bad)-3] ^= 1
 			g.ask(from, "gossip_rc", bad)
 		}
-		if g.r.links.allows(from, time.Now()) {
+		if g.r.links.allows(from.Remote(), time.Now()) {
 			t.Error("2000 contacts that are not valid cost nothing")
 		}
 		for i := range 10 {

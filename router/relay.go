@@ -40,7 +40,7 @@ func newPathMeter() *meter[path.ID] {
 	return &meter[path.ID]{rate: 64 << 10, burst: 4 << 20, allRate: 32 << 20, allBurst: 512 << 20}
 }
 
-func newLinkMeter() *meter[link.Conn] { return &meter[link.Conn]{rate: 1 << 20, burst: 64 << 20} }
+func newLinkMeter() *meter[key.Public] { return &meter[key.Public]{rate: 1 << 20, burst: 64 << 20} }
 
 // relay is the role of a relay: it answers requests of neighbours and of the clients at the end of their paths, and keeps its place in the mesh.
 type relay struct {
@@ -56,15 +56,15 @@ type relay struct {
 	clients   atomic.Int64
 	datagrams struct{ in, bytes atomic.Uint64 }
 
-	// What others may cost us.
+	// What others may cost us. A neighbour is a relay, over however many connections; what clients ask without a path, which none has to, they all share.
 	starters *meter[netip.Prefix] // bfetch_rcs
 	paths    *meter[path.ID]      // requests over a path
-	links    *meter[link.Conn]    // requests of neighbours
+	links    *meter[key.Public]   // requests of neighbours
 	forwards slots[path.ID]       // requests that wait for another relay
 	news     meter[key.Public]    // contacts of one relay that are passed on
 	// Contacts of clients that had none here, by the path or neighbour that brings them: who invents clients pushes out others' contacts.
 	fromPaths meter[path.ID]
-	fromLinks meter[link.Conn]
+	fromLinks meter[key.Public]
 }
 
 func newRelay(n *Node) (*relay, error) {
@@ -75,7 +75,7 @@ func newRelay(n *Node) (*relay, error) {
 		forwards:  slots[path.ID]{each: pathForwards, all: maxForwards},
 		news:      meter[key.Public]{rate: 1 / netdb.MinRelayUpdate.Seconds(), burst: 4},
 		fromPaths: meter[path.ID]{rate: 0.25, burst: 32},
-		fromLinks: meter[link.Conn]{rate: 2, burst: 2048},
+		fromLinks: meter[key.Public]{rate: 2, burst: 2048},
 	}
 	if !n.config.Public.Addr().Is4() || n.config.Public.Port() == 0 {
 		return nil, errors.New("router: a relay needs a public IPv4 address with a port")
@@ -111,8 +111,7 @@ func (r *relay) run(ctx context.Context) error {
 		if n.store.Registered(r.self) {
 			r.mesh()
 			if now.After(announce) {
-				r.announce(now)
-				announce = now.Add(netdb.RelayRefresh)
+				announce = r.announce(now)
 			}
 		}
 		if now.After(purgeContacts) {
@@ -172,16 +171,17 @@ func (r *relay) leave(missing map[key.Public]time.Time, now time.Time) {
 	}
 }
 
-// announce signs our contact anew and tells all relays (protocol 2 section 9).
-func (r *relay) announce(now time.Time) {
+// announce signs our contact anew and tells all relays, and says when to do so again (protocol 2 section 9). Who had nobody to tell tries sooner: others learn of us in no other way.
+func (r *relay) announce(now time.Time) (next time.Time) {
 	c := SignContact(r.secret, r.n.config.Public, r.n.network.Load().Network, now)
 	if stored, _ := r.n.store.Put(c); !stored {
-		return
+		return now.Add(netdb.MinRelayUpdate)
 	}
 	r.own.Store(c)
-	for _, to := range r.n.peers.Connected() {
-		to.Command(netdb.MethodGossipRC, c.Raw())
+	if r.tell(c, r.self) == 0 {
+		return now.Add(netdb.MinRelayUpdate)
 	}
+	return now.Add(netdb.RelayRefresh)
 }
 
 // SignContact makes the contact of one of our relays.
@@ -238,7 +238,7 @@ func (r *relay) Request(c link.Conn, q *link.Request) {
 	case q.Name == netdb.MethodFetchRCs:
 		r.neighbour(c, q, r.fetchRCs)
 	case q.Name == netdb.MethodPublishCC && fromRelay:
-		r.neighbour(c, q, func(body []byte) []byte { return r.storeCC(c, body) })
+		r.neighbour(c, q, func(body []byte) []byte { return r.storeCC(c.Remote(), body) })
 	case q.Name == netdb.MethodFindCC && fromRelay:
 		r.neighbour(c, q, r.localCC)
 	case r.transit.HandleRequest(c, c.Remote(), q.Name, q.Body, answer):
@@ -250,12 +250,12 @@ func (r *relay) Request(c link.Conn, q *link.Request) {
 // neighbour answers a request that costs something, within bounds.
 func (r *relay) neighbour(c link.Conn, q *link.Request, f func(body []byte) []byte) {
 	now := time.Now()
-	if !r.links.take(c, requestCost, now) {
+	if !r.links.take(c.Remote(), requestCost, now) {
 		q.Reply(netdb.Status(netdb.StatusError))
 		return
 	}
 	body := f(q.Body)
-	r.links.charge(c, len(body), now)
+	r.links.charge(c.Remote(), len(body), now)
 	q.Reply(body)
 }
 
@@ -264,23 +264,30 @@ func (r *relay) neighbour(c link.Conn, q *link.Request, f func(body []byte) []by
 // clock could have signed meanwhile.
 func (r *relay) gossip(from link.Conn, raw []byte) {
 	now := time.Now()
-	if !r.links.allows(from, now) {
+	if !r.links.allows(from.Remote(), now) {
 		return
 	}
 	c, news, err := r.n.store.Gossip(raw)
 	if err != nil {
-		r.links.charge(from, gossipCost, now)
+		r.links.charge(from.Remote(), gossipCost, now)
 		r.n.log.Debug("contact refused", "err", err)
 		return
 	}
 	if c == nil || !news || !r.news.take(c.ID, 1, now) {
 		return
 	}
+	r.tell(c, from.Remote())
+}
+
+// tell sends a contact to all connected relays but the one that it is of and the one that it came from, and says to how many.
+func (r *relay) tell(c *netdb.RelayContact, from key.Public) (told int) {
 	for _, to := range r.n.peers.Connected() {
-		if id := to.Remote(); id != from.Remote() && id != c.ID {
+		if id := to.Remote(); id != from && id != c.ID {
 			to.Command(netdb.MethodGossipRC, c.Raw())
+			told++
 		}
 	}
+	return told
 }
 
 // Paths that end here.
@@ -360,7 +367,7 @@ func (r *relay) publishCC(from path.ID, body []byte, reply func([]byte)) {
 }
 
 // storeCC serves another relay's publish_cc.
-func (r *relay) storeCC(from link.Conn, body []byte) []byte {
+func (r *relay) storeCC(from key.Public, body []byte) []byte {
 	p, closest, refused := r.readPublish(body)
 	switch {
 	case refused != "":

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 	"time"
 
 	"lokinetd/dns"
@@ -101,7 +102,7 @@ func (s source) Text(a key.Address, path bool) []string {
 	case path:
 		for _, i := range s.h.browsing().Sessions.List() {
 			if i.Remote == a && i.Current {
-				return []string{fmt.Sprintf("d=%s; ttl=%d", direction(i), int(time.Until(i.PathExpiry).Seconds()))}
+				return []string{fmt.Sprintf("d=%s; path=%s; ttl=%d", direction(i), s.hops(i.Hops), int(time.Until(i.PathExpiry).Seconds()))}
 			}
 		}
 		return []string{"d=none"}
@@ -114,6 +115,18 @@ func (s source) Text(a key.Address, path bool) []string {
 		}
 	}
 	return nil
+}
+
+// hops lists the relays of a path, with their addresses where they are known.
+func (s source) hops(ids []key.Public) string {
+	list := make([]string, len(ids))
+	for i, id := range ids {
+		list[i] = id.String()
+		if c := s.h.node.store.Get(id); c != nil {
+			list[i] += "@" + c.Addr.Addr().String()
+		}
+	}
+	return strings.Join(list, " ")
 }
 
 func direction(i session.Info) string {
