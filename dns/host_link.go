@@ -1,0 +1,431 @@
+package dns
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/godbus/dbus/v5"
+)
+
+// Link is our network interface: where systemd-resolved hangs our domains.
+type Link struct {
+	Name  string
+	Index int
+	Own   []netip.Prefix // our addresses on it, with their ranges
+}
+
+// ranges are those of its addresses.
+func (l Link) ranges() (out []netip.Prefix) {
+	for _, p := range l.Own {
+		out = append(out, p.Masked())
+	}
+	return out
+}
+
+// HostConfig is what the daemon's part needs. Link and Log must be set.
+type HostConfig struct {
+	Place    Place
+	Want     Method
+	Listen   []netip.AddrPort // of our name server
+	Upstream []netip.AddrPort // as configured
+	Link     func() Link      // as it is now
+	// Adopt is told which resolvers to ask for other names, when all names come to us and the configuration names none. It may be nil.
+	Adopt func([]netip.AddrPort)
+	Log   *slog.Logger
+}
+
+// HostStatus says how programs of this host come to ask us.
+type HostStatus struct {
+	Decision
+	Applied bool   // it is in effect
+	Problem string // why not; "": it is, or there is nothing to do
+}
+
+// Host is the daemon's part of the resolver integration: it decides, keeps systemd-resolved told about our interface, and tells where other names go. What needs root is
+// done by Apply and Revert, in another process.
+type Host struct {
+	c       HostConfig
+	again   chan struct{}
+	mu      sync.Mutex
+	status  HostStatus
+	adopted []netip.AddrPort
+}
+
+const (
+	lookEvery  = time.Minute      // how often the host is looked at again
+	firstRetry = time.Second      // after a failure; doubled each time
+	lastRetry  = time.Minute      // up to this
+	revertTime = 2 * time.Second  // for undoing it at the end
+	settleTime = 30 * time.Second // see Run
+)
+
+// NewHost makes it; Run starts it.
+func NewHost(c HostConfig) *Host { return &Host{c: c, again: make(chan struct{}, 1)} }
+
+// Changed says that the link has other addresses.
+func (h *Host) Changed() {
+	select {
+	case h.again <- struct{}{}:
+	default:
+	}
+}
+
+// Status is what is in effect now. From any goroutine.
+func (h *Host) Status() HostStatus {
+	h.mu.Lock()
+	s := h.status
+	h.mu.Unlock()
+	if s.Method != MethodResolved && s.Method != "" {
+		s.Problem = h.c.Place.Missing(context.Background(), s.Decision, h.c.Listen, h.c.Link())
+		s.Applied = s.Problem == "" && s.Method != MethodNone && s.Method != MethodOff
+	}
+	return s
+}
+
+func (h *Host) world(ctx context.Context) World {
+	return h.c.Place.Look(ctx, World{Want: h.c.Want, Enabled: true, Listen: h.c.Listen, Upstream: h.c.Upstream})
+}
+
+// decide looks at the host and says what changed since the last time.
+func (h *Host) decide(ctx context.Context) Decision {
+	d := Decide(h.world(ctx))
+	h.mu.Lock()
+	news := h.status.Decision.String() != d.String()
+	h.status.Decision = d
+	if d.Method != MethodResolved {
+		h.status.Applied, h.status.Problem = false, ""
+	}
+	adopt := len(h.c.Upstream) == 0 && !slices.Equal(h.adopted, d.Upstream)
+	h.adopted = d.Upstream
+	h.mu.Unlock()
+	if news {
+		h.c.Log.Info("resolver of this host", "method", d.Method, "why", strings.Join(d.Reasons, "; "))
+		if d.Advice != "" {
+			h.c.Log.Warn("programs of this host cannot use our names", "advice", d.Advice)
+		}
+	}
+	if adopt && h.c.Adopt != nil {
+		h.c.Adopt(d.Upstream)
+	}
+	return d
+}
+
+func (h *Host) note(applied bool, err error) {
+	problem := ""
+	if err != nil {
+		problem = err.Error()
+	}
+	h.mu.Lock()
+	news := problem != h.status.Problem || applied != h.status.Applied
+	h.status.Applied, h.status.Problem = applied, problem
+	h.mu.Unlock()
+	switch {
+	case !news:
+	case err != nil:
+		h.c.Log.Warn("systemd-resolved does not send our names to us", "err", err)
+	case applied:
+		h.c.Log.Info("systemd-resolved sends our names to us", "interface", h.c.Link().Name)
+	}
+}
+
+// Run keeps the host's resolver told until ctx ends, and takes back what it told systemd-resolved. It fails never: without it the daemon works, for programs that
+// ask it by themselves. The host is looked at again every minute, since resolvers come and go; and after a minute's half, as at boot they come while we start.
+func (h *Host) Run(ctx context.Context) error {
+	retry, wait := firstRetry, settleTime
+	for ctx.Err() == nil {
+		if h.decide(ctx).Method == MethodResolved {
+			start := time.Now()
+			err := h.attend(ctx)
+			if ctx.Err() != nil {
+				break
+			}
+			h.note(false, err)
+			if time.Since(start) > lastRetry {
+				retry = firstRetry
+			}
+			wait, retry = retry, min(2*retry, lastRetry)
+		}
+		select {
+		case <-ctx.Done():
+		case <-h.again:
+		case <-time.After(wait):
+		}
+		wait = lookEvery
+	}
+	return nil
+}
+
+// errElsewhere says that another way than systemd-resolved has become right.
+var errElsewhere = errors.New("another resolver is used now")
+
+// attend keeps systemd-resolved told over one connection to the bus: at once, whenever it has been started anew, and when somebody else has changed it. It returns when
+// ctx ends, the bus is gone, a call has failed, or another way has become right.
+func (h *Host) attend(ctx context.Context) error {
+	bus, err := h.c.Place.connect()
+	if err != nil {
+		return err
+	}
+	defer bus.Close()
+	signals := make(chan *dbus.Signal, 16)
+	bus.Signal(signals)
+	if err := bus.AddMatchSignalContext(ctx, dbus.WithMatchSender("org.freedesktop.DBus"), dbus.WithMatchInterface("org.freedesktop.DBus"),
+		dbus.WithMatchMember("NameOwnerChanged"), dbus.WithMatchArg(0, resolvedName)); err != nil {
+		return fmt.Errorf("dns: system bus: %w", err)
+	}
+	r := resolved{bus: bus, servers: reachable(h.c.Listen)}
+	if err := r.apply(ctx, h.c.Link()); err != nil {
+		return err
+	}
+	defer func() {
+		late, cancel := context.WithTimeout(context.WithoutCancel(ctx), revertTime)
+		defer cancel()
+		if err := r.revert(late); err != nil {
+			h.c.Log.Debug("systemd-resolved is not told that we go", "err", err)
+		}
+		h.note(false, nil)
+	}()
+	h.note(true, nil)
+	look := time.NewTicker(lookEvery)
+	defer look.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-bus.Context().Done():
+			return errors.New("dns: the system bus is gone")
+		case s, ok := <-signals:
+			if !ok {
+				return errors.New("dns: the system bus is gone")
+			}
+			if len(s.Body) != 3 || s.Body[0] != resolvedName {
+				continue
+			}
+			if s.Body[2] == "" {
+				r.link = Link{}
+				h.note(false, errors.New("dns: systemd-resolved has ended"))
+				continue
+			}
+			if err := r.apply(ctx, h.c.Link()); err != nil {
+				return err
+			}
+			h.note(true, nil)
+		case <-h.again:
+			if err := r.keep(ctx, h.c.Link()); err != nil {
+				return err
+			}
+		case <-look.C:
+			if h.decide(ctx).Method != MethodResolved {
+				return errElsewhere
+			}
+			if err := r.keep(ctx, h.c.Link()); err != nil {
+				return err
+			}
+			h.note(true, nil)
+		}
+	}
+}
+
+// resolved is systemd-resolved with what we told it.
+type resolved struct {
+	bus     *dbus.Conn
+	servers []netip.AddrPort
+	link    Link // that it has been told about; zero: none
+}
+
+// The arguments of its methods.
+type (
+	resolvedServer struct {
+		Family  int32
+		Address []byte
+		Port    uint16
+		Name    string
+	}
+	resolvedServerOld struct {
+		Family  int32
+		Address []byte
+	}
+	resolvedDomain struct {
+		Name      string
+		RouteOnly bool
+	}
+)
+
+func (r *resolved) call(ctx context.Context, method string, args ...any) *dbus.Call {
+	ctx, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
+	return r.bus.Object(resolvedName, "/org/freedesktop/resolve1").CallWithContext(ctx, resolvedName+".Manager."+method, dbus.FlagNoAutoStart, args...)
+}
+
+// Flags of its ResolveAddress.
+const (
+	noNetwork = 1 << 15 // ask nobody; since systemd 248
+	synthetic = 1 << 19 // in a result: made from what it knows of this host
+)
+
+// knows checks that the link of that number is ours for systemd-resolved too. A bus may lead out of our network namespace, and there the number is somebody
+// else's link; its interface tells no names of links. So it is asked whose our address is, without asking others: only if that is an address of that
+// link, it says so. Fails with what it answered.
+func (r *resolved) knows(ctx context.Context, l Link) error {
+	if len(l.Own) == 0 {
+		return fmt.Errorf("dns: interface %s has no address", l.Name)
+	}
+	var names []struct {
+		Index int32
+		Name  string
+	}
+	var flags uint64
+	a := l.Own[0].Addr()
+	err := r.call(ctx, "ResolveAddress", int32(l.Index), family(a), a.AsSlice(), uint64(noNetwork)).Store(&names, &flags)
+	if err == nil && flags&synthetic != 0 {
+		for _, n := range names {
+			if int(n.Index) == l.Index {
+				return nil
+			}
+		}
+	}
+	if err == nil {
+		err = errors.New("it answers from elsewhere")
+	}
+	return fmt.Errorf("dns: systemd-resolved does not know %v as the address of interface %d, %s: %w", a, l.Index, l.Name, explain(err))
+}
+
+func family(a netip.Addr) int32 {
+	if a.Is4() {
+		return 2
+	}
+	return 10
+}
+
+// explain puts into words what a call to systemd-resolved may fail with.
+func explain(err error) error {
+	var e dbus.Error
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		return errors.New("it does not answer")
+	case !errors.As(err, &e):
+		return err
+	}
+	switch e.Name {
+	case "org.freedesktop.DBus.Error.AccessDenied", "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired":
+		return fmt.Errorf("it refuses (is polkit there, with the rule that comes with lokinetd?): %w", err)
+	case resolvedName + ".LinkBusy":
+		return fmt.Errorf("systemd-networkd manages the interface; let it be (Unmanaged=yes in a .network file that matches its name): %w", err)
+	case "org.freedesktop.DBus.Error.NameHasNoOwner", "org.freedesktop.DBus.Error.ServiceUnknown":
+		return errors.New("it does not run")
+	}
+	return err
+}
+
+// domains are those of a link, as systemd-resolved takes them.
+func domains(l Link) (out []resolvedDomain) {
+	for _, d := range Domains(l.ranges()) {
+		out = append(out, resolvedDomain{d, true})
+	}
+	return out
+}
+
+// apply tells it all about l: first what keeps other names and other protocols off our link, then our domains, and at last our name server, without which none of
+// that has an effect. It can be repeated.
+func (r *resolved) apply(ctx context.Context, l Link) error {
+	if err := r.knows(ctx, l); err != nil {
+		return err
+	}
+	index := int32(l.Index)
+	for _, c := range []struct {
+		method string
+		value  any
+	}{
+		{"SetLinkDefaultRoute", false},
+		{"SetLinkLLMNR", "no"},
+		{"SetLinkMulticastDNS", "no"},
+		{"SetLinkDNSOverTLS", "no"},
+		{"SetLinkDNSSEC", "no"},
+		{"SetLinkDomains", domains(l)},
+	} {
+		if err := r.call(ctx, c.method, index, c.value).Err; err != nil {
+			return fmt.Errorf("dns: systemd-resolved: %s: %w", c.method, explain(err))
+		}
+	}
+	r.link = l
+	var full []resolvedServer
+	var old []resolvedServerOld
+	for _, s := range r.servers {
+		full = append(full, resolvedServer{family(s.Addr()), s.Addr().AsSlice(), s.Port(), ""})
+		if s.Port() == 53 {
+			old = append(old, resolvedServerOld{family(s.Addr()), s.Addr().AsSlice()})
+		}
+	}
+	err := r.call(ctx, "SetLinkDNSEx", index, full).Err
+	var e dbus.Error
+	if errors.As(err, &e) && e.Name == "org.freedesktop.DBus.Error.UnknownMethod" && len(old) > 0 {
+		err = r.call(ctx, "SetLinkDNS", index, old).Err
+	}
+	if err != nil {
+		return fmt.Errorf("dns: systemd-resolved: SetLinkDNSEx: %w", explain(err))
+	}
+	return nil
+}
+
+// keep applies l if it is another link than before, or if somebody has changed what was told.
+func (r *resolved) keep(ctx context.Context, l Link) error {
+	if r.link.Index == l.Index && slices.Equal(r.link.Own, l.Own) {
+		if why, err := r.differs(ctx, l); err == nil && why == "" {
+			return nil
+		}
+	}
+	return r.apply(ctx, l)
+}
+
+// differs says in what that matters the link is not as apply leaves it; "": in nothing.
+func (r *resolved) differs(ctx context.Context, l Link) (string, error) {
+	var path dbus.ObjectPath
+	if err := r.call(ctx, "GetLink", int32(l.Index)).Store(&path); err != nil {
+		return "", fmt.Errorf("dns: systemd-resolved: %w", explain(err))
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
+	var all map[string]dbus.Variant
+	if err := r.bus.Object(resolvedName, path).CallWithContext(ctx, "org.freedesktop.DBus.Properties.GetAll", dbus.FlagNoAutoStart, resolvedName+".Link").Store(&all); err != nil {
+		return "", fmt.Errorf("dns: systemd-resolved: %w", explain(err))
+	}
+	var has []resolvedDomain
+	var at []resolvedServerOld
+	if v, ok := all["Domains"]; !ok || v.Store(&has) != nil {
+		return "it tells nothing about domains", nil
+	}
+	if v, ok := all["DNS"]; !ok || v.Store(&at) != nil {
+		return "it tells nothing about name servers", nil
+	}
+	for _, d := range domains(l) {
+		if !slices.Contains(has, d) {
+			return "~" + d.Name + " is not among the interface's domains", nil
+		}
+	}
+	for _, s := range r.servers {
+		if !slices.ContainsFunc(at, func(o resolvedServerOld) bool { return slices.Equal(o.Address, s.Addr().AsSlice()) }) {
+			return s.String() + " is not the interface's name server", nil
+		}
+	}
+	if v, ok := all["DefaultRoute"].Value().(bool); ok && v {
+		return "the interface is a default route for names", nil
+	}
+	return "", nil
+}
+
+// revert takes back what was told about the link, if it is still known.
+func (r *resolved) revert(ctx context.Context) error {
+	if r.link.Index == 0 || !r.bus.Connected() {
+		return nil
+	}
+	if err := r.knows(ctx, r.link); err != nil {
+		return err
+	}
+	return r.call(ctx, "RevertLink", int32(r.link.Index)).Err
+}
