@@ -180,14 +180,20 @@ func TestLyingRelays(t *testing.T) {
 		"each its own way": {schemer, silent, bloated, backward},
 	} {
 		t.Run(what, func(t *testing.T) {
+			if raceEnabled && len(styles) == 1 {
+				t.Skip("one of them is enough for the race detector")
+			}
 			synctest.Test(t, func(t *testing.T) { lieTo(t, styles) })
 		})
 	}
 }
 
 func lieTo(t *testing.T, styles []liarStyle) {
-	const relays, liars, strangers, services, clients, lives = 20, 6, 4, 3, 5, 3
-	const life = 11 * time.Minute
+	const relays, liars, strangers, services, clients = 20, 6, 4, 3, 5
+	lives, life := 3, 11*time.Minute
+	if raceEnabled {
+		lives, life = 1, 2*time.Minute
+	}
 	s := seed(t)
 	t.Logf("seed %d", s)
 	n := &Net{t: t, medium: newFabric(s, 10*time.Millisecond, 0)}
@@ -355,4 +361,57 @@ func lieTo(t *testing.T, styles []liarStyle) {
 	case f.right < names*95/100 || f.deceived+f.missing > names*2/100:
 		t.Error("names do not resolve as they should")
 	}
+}
+
+// The operators remove a relay and add another. Clients that still have the old network file learn of it from the relays: paths over the one end, the other comes into use.
+func TestRegisteredSetChanges(t *testing.T) {
+	if raceEnabled {
+		t.Skip("three simulated hours")
+	}
+	synctest.Test(t, func(t *testing.T) {
+		const relays = 12
+		n := New(t, Options{Relays: relays, Clients: 2, Latency: 10 * time.Millisecond, Seed: seed(t)})
+		time.Sleep(20 * time.Second)
+		goes := n.Relays[0].Secret.Public()
+		comes := &Host{net: n, relay: true, Secret: key.Generate(), addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{20, relays, 0, 1}), 1190)}
+		old := n.file
+		next := *old
+		next.Serial++
+		next.Relays = append(append([]key.Public(nil), old.Relays[1:]...), comes.Secret.Public())
+		n.file = &next
+		n.Relays = append(n.Relays, comes)
+		comes.Start() // knows the others from the file's contacts; they learn of it by gossip
+		for _, h := range n.Relays {
+			h.Node.SetNetwork(&next)
+		}
+		start := time.Now()
+		uses := func(h *Host, relay key.Public) bool {
+			for _, p := range h.Endpoint.Sessions.Inbound(time.Now()) {
+				for _, id := range p.Hops() {
+					if id == relay {
+						return true
+					}
+				}
+			}
+			return false
+		}
+		var came, last [2]time.Duration
+		for range 3 * 60 {
+			time.Sleep(time.Minute)
+			for i, h := range n.Clients {
+				if came[i] == 0 && uses(h, comes.Secret.Public()) {
+					came[i] = time.Since(start)
+				}
+				if uses(h, goes) {
+					last[i] = time.Since(start)
+				}
+			}
+		}
+		t.Logf("the new relay is used after %v, the removed one for the last time after %v", came, last)
+		for i := range came {
+			if came[i] == 0 || last[i] > 2*time.Hour {
+				t.Error("a client does not follow")
+			}
+		}
+	})
 }
