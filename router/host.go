@@ -52,7 +52,7 @@ type host struct {
 	dns     *dns.Server
 	sockets *dns.Sockets
 	served  atomic.Pointer[[]*hostEndpoint] // see endpoints
-	kept    map[string]netif.Kept           // by keepName, of the last run
+	kept    map[string]netif.Kept           // by keepName: of the last run, or of a service that has been removed
 
 	saveMu sync.Mutex
 	saved  []byte // what is in the file of addresses

@@ -153,8 +153,9 @@ func (h *host) addService(s config.Service) error {
 	return h.addEndpoint(ec, he, netif.ServiceBits4, netip.Prefix{}, netip.Prefix{})
 }
 
-// removeService says good-bye on the service's sessions and forgets it.
+// removeService says good-bye on the service's sessions and forgets it, but for its addresses, should it come back.
 func (h *host) removeService(e *hostEndpoint) {
+	h.kept[e.keepName()] = e.addrs.Keep(keptRemotes, time.Now())
 	next := slices.DeleteFunc(slices.Clone(*h.served.Load()), func(x *hostEndpoint) bool { return x == e })
 	h.served.Store(&next)
 	h.pump.Remove(e.place.Load())
