@@ -361,6 +361,7 @@ type script struct {
 	t     *testing.T
 	path  func() *Path
 	pings []string
+	mu    sync.Mutex // there may be several pings under way
 	next  int
 }
 
@@ -373,10 +374,12 @@ func (l *script) Request(ctx context.Context, name string, body []byte) ([]byte,
 		return nil, ctx.Err()
 	}
 	says := "silence"
+	l.mu.Lock()
 	if l.next < len(l.pings) {
 		says = l.pings[l.next]
 	}
 	l.next++
+	l.mu.Unlock()
 	if says == "silence" {
 		<-ctx.Done()
 		return nil, ctx.Err()

@@ -124,7 +124,11 @@ func TestBothCall(t *testing.T) {
 
 // TestBothCallLate: the same when one call is answered long before the other, with much and with little traffic, which only one side begins.
 func TestBothCallLate(t *testing.T) {
-	for _, late := range []time.Duration{300 * time.Millisecond, time.Second, 1900 * time.Millisecond, 2100 * time.Millisecond, 4 * time.Second, 12 * time.Second} {
+	times := []time.Duration{300 * time.Millisecond, time.Second, 1900 * time.Millisecond, 2100 * time.Millisecond, 4 * time.Second, 12 * time.Second}
+	if raceEnabled || testing.Short() {
+		times = times[4:5]
+	}
+	for _, late := range times {
 		for _, gap := range []time.Duration{100 * time.Millisecond, time.Second, 5 * time.Second} {
 			for slow := range 2 { // whose call is answered late: 0 the smaller key's
 				for talks := range 3 { // who asks: 0 the smaller key, 1 the larger, 2 both

@@ -23,7 +23,7 @@ const (
 	quietMin     = 1200 * time.Millisecond // the same with a remote that was heard before: six round trips to the pivot, within these
 	quietMax     = 5 * time.Second
 	unsureMax    = 32 * time.Second // the same again after twice as long, up to this
-	sureMax      = 16 * time.Second
+	sureMax      = 8 * time.Second
 	widest       = 2           // paths more than usual, while nothing is heard
 	least        = time.Minute // a detour must have so much left
 	contactStale = 10 * time.Minute

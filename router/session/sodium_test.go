@@ -21,23 +21,23 @@ import (
 	"lokinetd/router/session"
 )
 
-// TestSodiumSessions: libsodium calls our relay, then our client calls libsodium's relay or client, over a path of one hop. Every message is made or opened by libsodium; only
+// TestSodiumSessions: libsodium calls our relay, our client calls libsodium's relay or client, and libsodium's client calls ours, over paths of one hop. Every message is made or opened by libsodium; only
 // the ML-KEM part, which it does not have, is the standard library's.
 func TestSodiumSessions(t *testing.T) {
 	peer := sodium.Start(t)
 	t.Run("called", func(t *testing.T) { sodium.Check(t, peer, "called", 100, called) })
 	t.Run("calling", func(t *testing.T) { sodium.Check(t, peer, "calling", 100, calling) })
+	t.Run("answering", func(t *testing.T) { sodium.Check(t, peer, "answering", 100, answering) })
 }
 
 // wire is the connection between client and relay, on the side that libsodium plays: what came last.
 type wire struct {
 	datagrams, commands chan []byte
-	paths               map[path.ID][]byte // as a relay: hop keys
 	answer              map[string]func(body []byte) ([]byte, error)
 }
 
 func newWire() *wire {
-	return &wire{datagrams: make(chan []byte, 1000), commands: make(chan []byte, 1000), paths: make(map[path.ID][]byte)}
+	return &wire{datagrams: make(chan []byte, 1000), commands: make(chan []byte, 1000)}
 }
 
 func (w *wire) Send(b *packet.Buffer) {
@@ -70,6 +70,8 @@ func take(c chan []byte) ([]byte, error) {
 		return nil, errors.New("no message came")
 	}
 }
+
+func number64(n int64) []byte { return binary.BigEndian.AppendUint64(nil, uint64(n)) }
 
 func number(n uint32) []byte { return binary.BigEndian.AppendUint32(nil, n) }
 
@@ -227,186 +229,342 @@ func called(c *sodium.Case) error {
 	return nil
 }
 
-// calling: our client calls a relay of libsodium, or a client whose contact that relay knows and for which it is the pivot.
-func calling(c *sodium.Case) error {
-	relaySeed, clientSeed := c.Seed(), c.Seed()
-	relayKey, self := key.FromSeed(relaySeed).Public(), key.FromSeed(clientSeed)
-	client := self.Public()
+// far is a relay of libsodium, the only one of a client of ours: its edge, the end of all its paths, and the pivot between it and a client of libsodium.
+type far struct {
+	c         *sodium.Case
+	w         *wire
+	seed      [32]byte
+	key       key.Public
+	self      *key.Secret // ours
+	paths     *path.Client
+	table     *session.Table
+	delivered chan []byte
+	published chan []byte // by us
+	stop      func()
+
+	mu      sync.Mutex // builds and look-ups come from goroutines
+	hops    map[path.ID][]byte
+	contact []byte // of the client of libsodium, sealed, and under which key it is kept
+	blinded []byte
+}
+
+func newFar(c *sodium.Case, publish bool) (*far, error) {
+	f := &far{c: c, w: newWire(), seed: c.Seed(), self: key.FromSeed(c.Seed()), published: make(chan []byte, 100), hops: make(map[path.ID][]byte)}
+	f.key = key.FromSeed(f.seed).Public()
 	now := time.Now()
-	contact, err := netdb.ParseRelayContact(c.Must("contact", relaySeed[:], make([]byte, 8), []byte{10, 0, 0, 1, 4, 166},
-		binary.BigEndian.AppendUint64(nil, uint64(now.Unix())), []byte{1, 1, 0})[0], now, netdb.Rules{Private: true})
+	raw := c.Must("contact", f.seed[:], make([]byte, 8), []byte{10, 0, 0, 1, 4, 166}, number64(now.Unix()), []byte{1, 1, 0})[0]
+	contact, err := netdb.ParseRelayContact(raw, now, netdb.Rules{Private: true})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	store, err := netdb.OpenStore("", key.Public{}, false, netdb.Rules{Private: true}, nil)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	store.Put(contact)
-
-	// Who is called: the relay by default.
-	remoteSeed, to, terminal := relaySeed, key.Address{Key: relayKey, Kind: key.Relay}, []byte(nil)
-	var blinded, published []byte
-	if c.IntN(2) == 0 {
-		remoteSeed = c.Seed()
-		to = key.Address{Key: key.FromSeed(remoteSeed).Public()}
-		terminal = c.Bytes(16) // of its path
-		inner := fmt.Sprintf("d0:i0e1:a32:%s1:ild1:ei%de1:h16:%s1:r32:%see1:pi60ee", to.Key[:], now.Unix()+1200, terminal, relayKey[:])
-		published = c.Must("sealcontact", remoteSeed[:], c.Bytes(24), binary.BigEndian.AppendUint64(nil, uint64(now.UnixMilli())), []byte(inner))[0]
-		blinded = c.Must("blind", to.Key[:])[0]
-	}
-
-	w := newWire()
-	var asking sync.Mutex // builds and look-ups come from goroutines
-	w.answer = map[string]func([]byte) ([]byte, error){
-		"path_build": func(body []byte) ([]byte, error) {
-			asking.Lock()
-			defer asking.Unlock()
-			r, err := c.Ask("peel", relaySeed[:], body, make([]byte, 169))
-			if err == nil {
-				w.paths[path.ID(r[1])] = r[0]
-			}
-			return []byte("d1:!2:OKe"), err
-		},
-		"path_control": func(body []byte) ([]byte, error) {
-			asking.Lock()
-			defer asking.Unlock()
-			id := body[len(body)-17 : len(body)-1]
-			hop := w.paths[path.ID(id)]
-			r, err := c.Ask("serve", hop, body)
-			if err != nil {
-				return nil, err
-			}
-			reply := "d1:!2:OKe"
-			if string(r[1]) == "find_cc" {
-				reply = "d1:!9:NOT FOUNDe"
-				if bytes.HasPrefix(r[2], append([]byte("d1:k32:"), blinded...)) {
-					reply = fmt.Sprintf("d1:!2:OK1:x%d:%se", len(published), published)
-				}
-			}
-			return c.Must("reply", hop, id, c.Bytes(24), []byte(reply))[0], nil
-		},
-	}
+	f.w.answer = map[string]func([]byte) ([]byte, error){"path_build": f.build, "path_control": f.control}
 	opt := path.DefaultOptions()
 	opt.Edges, opt.UniqueRange = 1, 0
-	paths := path.NewClient(path.ClientConfig{Options: opt, Store: store})
-	defer paths.Close()
-	delivered, deliver := deliverer()
-	table := session.NewTable(session.Config{
-		Self: self, Deliver: deliver, Paths: paths, Inbound: 1, InboundHops: 1, Outbound: 1, ClientHops: 1, RelayHops: 1,
+	f.paths = path.NewClient(path.ClientConfig{Options: opt, Store: store})
+	var deliver func(key.Address, *packet.Buffer)
+	f.delivered, deliver = deliverer()
+	f.table = session.NewTable(session.Config{
+		Self: f.self, Deliver: deliver, Paths: f.paths, Inbound: 1, InboundHops: 1, Outbound: 1, ClientHops: 1, RelayHops: 1,
 		RelayContact: func(k key.Public) *netdb.RelayContact { return store.Get(k) },
+		Publish:      publish, Flags: 28, Accept: func(key.Public) bool { return true },
 	})
-	defer table.Close()
-	paths.EdgeUp(relayKey, w)
+	f.paths.EdgeUp(f.key, f.w)
+	ctx, cancel := context.WithCancel(context.Background())
+	var ticking sync.WaitGroup
+	ticking.Go(func() {
+		for ctx.Err() == nil {
+			f.table.Tick(time.Now())
+			f.paths.Tick(time.Now())
+			time.Sleep(5 * time.Millisecond)
+		}
+	})
+	f.stop = func() {
+		cancel()
+		ticking.Wait()
+		f.table.Close()
+		f.paths.Close()
+	}
+	return f, nil
+}
+
+func (f *far) ask(op string, args ...[]byte) ([][]byte, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.c.Ask(op, args...)
+}
+
+func (f *far) hop(id []byte) []byte {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.hops[path.ID(id)]
+}
+
+func (f *far) build(body []byte) ([]byte, error) {
+	r, err := f.ask("peel", f.seed[:], body, make([]byte, 169))
+	if err != nil {
+		return nil, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.hops[path.ID(r[1])] = r[0]
+	return []byte("d1:!2:OKe"), nil
+}
+
+func (f *far) control(body []byte) ([]byte, error) {
+	nonce := bytes.Clone(body[:24]) // random enough; a case's own randomness is not for goroutines
+	id := body[len(body)-17 : len(body)-1]
+	hop := f.hop(id)
+	r, err := f.ask("serve", hop, body)
+	if err != nil {
+		return nil, err
+	}
+	f.mu.Lock()
+	contact, blinded := f.contact, f.blinded
+	f.mu.Unlock()
+	reply := "d1:!2:OKe"
+	switch method, arg := string(r[1]), r[2]; {
+	case method == "publish_cc":
+		f.published <- arg
+	case method == "find_cc" && contact != nil && bytes.HasPrefix(arg, append([]byte("d1:k32:"), blinded...)):
+		reply = fmt.Sprintf("d1:!2:OK1:x%d:%se", len(contact), contact)
+	case method == "find_cc":
+		reply = "d1:!9:NOT FOUNDe"
+	}
+	if r, err = f.ask("reply", hop, id, nonce, []byte(reply)); err != nil {
+		return nil, err
+	}
+	return r[0], nil
+}
+
+// message is what came from our client over one of its paths.
+type message struct {
+	body, tag, pivot, nonce, id []byte
+	typ                         byte
+}
+
+func (f *far) receive(from chan []byte) (m message, err error) {
+	b, err := take(from)
+	if err != nil {
+		return m, err
+	}
+	m.id = b[len(b)-17 : len(b)-1]
+	r, err := f.ask("arrive", f.hop(m.id), b)
+	if err != nil {
+		return m, err
+	}
+	n := len(r[0]) - 4
+	return message{r[0][:n], r[0][n:], r[1], r[2], m.id, r[3][0]}, nil
+}
+
+// send sends body and tag down one of our client's paths.
+func (f *far) send(id []byte, channel string, typ byte, nonce, msg []byte) error {
+	r, err := f.ask("down", f.hop(id), id, nonce, []byte{typ}, msg)
+	if err != nil {
+		return err
+	}
+	if channel != "datagram" {
+		f.paths.HandleRequest(f.w, channel, r[0], nil)
+		return nil
+	}
+	b := packet.Get()
+	b.Set(r[0])
+	f.paths.Datagram(f.w, b)
+	return nil
+}
+
+// talk sends a packet each way between our client and to. ours is the tag on messages to libsodium, theirs on those to our client, whose path id is.
+func (f *far) talk(to key.Address, id, pivot, ours, theirs, fromUs, toUs []byte) error {
+	p, kind := ipPacket(f.c)
+	b := packet.Get()
+	b.Set(p)
+	if !f.table.Send(to, b) {
+		return errors.New("packet not sent")
+	}
+	m, err := f.receive(f.w.datagrams)
+	if err != nil {
+		return err
+	}
+	r, err := f.ask("undata", fromUs, m.nonce, append(m.body, m.tag...))
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(sodium.Same("packet", append(bytes.Clone(p), kind), r[0]), sodium.Same("its tag", m.tag, ours),
+		sodium.Same("its pivot", m.pivot, pivot), sodium.Same("its type", []byte{m.typ}, []byte{1})); err != nil {
+		return err
+	}
+	p, kind = ipPacket(f.c)
+	nonce := f.c.Bytes(24)
+	if r, err = f.ask("data", toUs, nonce, p, []byte{kind}, theirs); err != nil {
+		return err
+	}
+	if err := f.send(id, "datagram", 1, nonce, r[0]); err != nil {
+		return err
+	}
+	got, err := take(f.delivered)
+	return errors.Join(err, sodium.Same("packet from the remote", got, p))
+}
+
+// calling: our client calls the relay, or a client whose contact that relay knows.
+func calling(c *sodium.Case) error {
+	f, err := newFar(c, false)
+	if err != nil {
+		return err
+	}
+	defer f.stop()
+	client := f.self.Public()
+	remote, to, terminal := f.seed, key.Address{Key: f.key, Kind: key.Relay}, []byte(nil)
+	if c.IntN(2) == 0 {
+		remote = c.Seed()
+		to = key.Address{Key: key.FromSeed(remote).Public()}
+		terminal = c.Bytes(16) // of its path
+		now := time.Now()
+		inner := fmt.Sprintf("d0:i0e1:a32:%s1:ild1:ei%de1:h16:%s1:r32:%see1:pi60ee", to.Key[:], now.Unix()+1200, terminal, f.key[:])
+		f.mu.Lock()
+		f.contact = c.Must("sealcontact", remote[:], c.Bytes(24), number64(now.UnixMilli()), []byte(inner))[0]
+		f.blinded = c.Must("blind", to.Key[:])[0]
+		f.mu.Unlock()
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	connected := make(chan error, 1)
-	go func() { connected <- table.Connect(ctx, to) }()
-	ticking := make(chan struct{})
-	go func() {
-		defer close(ticking)
-		for ctx.Err() == nil {
-			table.Tick(time.Now())
-			paths.Tick(time.Now())
-			time.Sleep(5 * time.Millisecond)
-		}
-	}()
-	defer func() { cancel(); <-ticking }()
+	go func() { connected <- f.table.Connect(ctx, to) }()
 
-	// receive gives what came over a path of ours, whichever it is.
-	receive := func(from chan []byte) (msg, nonce, id, hop []byte, typ byte, err error) {
-		m, err := take(from)
-		if err != nil {
-			return nil, nil, nil, nil, 0, err
-		}
-		asking.Lock()
-		defer asking.Unlock()
-		id = m[len(m)-17 : len(m)-1]
-		hop = w.paths[path.ID(id)]
-		r, err := c.Ask("arrive", hop, m)
-		if err != nil {
-			return nil, nil, nil, nil, 0, err
-		}
-		pivot := terminal
-		if pivot == nil {
-			pivot = id
-		}
-		return r[0], r[2], id, hop, r[3][0], sodium.Same("pivot", r[1], pivot)
+	m, err := f.receive(f.w.commands)
+	if err != nil || m.typ != 2 {
+		return fmt.Errorf("init of type %d, %w", m.typ, err)
 	}
-	ask := func(op string, args ...[]byte) ([][]byte, error) {
-		asking.Lock()
-		defer asking.Unlock()
-		return c.Ask(op, args...)
-	}
-	init, _, id, hop, typ, err := receive(w.commands)
-	if err != nil || typ != 2 {
-		return fmt.Errorf("init of type %d, %w", typ, err)
-	}
-	end := len(init) - 4
-	r, err := ask("openinit", remoteSeed[:], init[:end])
+	r, err := f.ask("openinit", remote[:], m.body)
 	if err != nil {
 		return err
 	}
-	X, m, theirs := r[1], r[2], r[4]
-	if err := errors.Join(sodium.Same("tag of an init", init[end:], number(0)), sodium.Same("caller", client[:], r[0]), sodium.Same("p", r[3], id)); err != nil {
+	if terminal == nil {
+		terminal = m.id
+	}
+	x, ek, theirs := r[1], r[2], r[4]
+	if err := errors.Join(sodium.Same("tag of an init", m.tag, number(0)), sodium.Same("caller", client[:], r[0]), sodium.Same("p", r[3], m.id),
+		sodium.Same("its pivot", m.pivot, terminal)); err != nil {
 		return err
 	}
-	ek, err := mlkem.NewEncapsulationKey768(m)
+	encapsulator, err := mlkem.NewEncapsulationKey768(ek)
 	if err != nil {
 		return err
 	}
-	ks, ct := ek.Encapsulate()
+	ks, ct := encapsulator.Encapsulate()
 	y, ours := c.Bytes(32), tag(c)
-	Y, err := ask("x", y)
+	Y, err := f.ask("x", y)
 	if err != nil {
 		return err
 	}
-	accept, err := ask("accept", remoteSeed[:], client[:], Y[0], ct, ours)
+	accept, err := f.ask("accept", remote[:], client[:], Y[0], ct, ours)
 	if err != nil {
 		return err
 	}
-	nonce := c.Bytes(24)
-	msg, err := ask("down", hop, id, nonce, []byte{2}, append(accept[0], theirs...))
-	if err != nil {
+	if err := f.send(m.id, "session_control", 2, c.Bytes(24), append(accept[0], theirs...)); err != nil {
 		return err
 	}
-	paths.HandleRequest(w, "session_control", msg[0], nil)
 	if err := <-connected; err != nil {
 		return err
 	}
-	k, err := ask("session", y, X, client[:], to.Key[:], theirs, ours, X, Y[0], ks, m)
+	k, err := f.ask("session", y, x, client[:], to.Key[:], theirs, ours, x, Y[0], ks, ek)
 	if err != nil {
 		return err
+	}
+	return f.talk(to, m.id, terminal, ours, theirs, k[0], k[1])
+}
+
+// answering: a client of libsodium reads the contact that ours has published and calls it.
+func answering(c *sodium.Case) error {
+	f, err := newFar(c, true)
+	if err != nil {
+		return err
+	}
+	defer f.stop()
+	caller, ours := c.Seed(), tag(c)
+	self, callerKey := f.self.Public(), key.FromSeed(caller).Public()
+	from := key.Address{Key: callerKey}
+
+	publication, err := take(f.published)
+	if err != nil {
+		return err
+	}
+	// d 1:e <sealed> 1:n i<location>e e
+	var size, location int
+	if _, err := fmt.Sscanf(string(publication), "d1:e%d:", &size); err != nil {
+		return fmt.Errorf("publish_cc %.20q: %w", publication, err)
+	}
+	start := len(fmt.Sprintf("d1:e%d:", size))
+	if _, err := fmt.Sscanf(string(publication[start+size:]), "1:ni%dee", &location); err != nil || location < 0 || location > 3 {
+		return fmt.Errorf("publish_cc ends with %q: %w", publication[start+size:], err)
+	}
+	contact, err := f.ask("uncontact", self[:], publication[start:start+size])
+	if err != nil {
+		return err
+	}
+	inner := contact[2]
+	head, tail := fmt.Appendf(nil, "d0:i0e1:a32:%s1:ild1:ei", self[:]), fmt.Appendf(nil, "1:r32:%see1:pi28ee", f.key[:])
+	if !bytes.HasPrefix(inner, head) || !bytes.HasSuffix(inner, tail) {
+		return fmt.Errorf("our contact: %q", inner)
+	}
+	id := inner[len(inner)-len(tail)-16 : len(inner)-len(tail)]
+	if f.hop(id) == nil {
+		return fmt.Errorf("our contact names %x, which is no path", id)
 	}
 
+	x, terminal := c.Bytes(32), c.Bytes(16)
+	X, err := f.ask("x", x)
+	if err != nil {
+		return err
+	}
+	dk, err := mlkem.GenerateKey768()
+	if err != nil {
+		return err
+	}
+	ek := dk.EncapsulationKey().Bytes()
+	init, err := f.ask("init", caller[:], self[:], X[0], ek, terminal, ours)
+	if err != nil {
+		return err
+	}
+	if err := f.send(id, "session_control", 2, c.Bytes(24), append(bytes.Clone(init[0]), 0, 0, 0, 0)); err != nil {
+		return err
+	}
+	m, err := f.receive(f.w.commands)
+	if err != nil || m.typ != 2 {
+		return fmt.Errorf("accept of type %d, %w", m.typ, err)
+	}
+	r, err := f.ask("openaccept", caller[:], self[:], m.body)
+	if err != nil {
+		return err
+	}
+	Y, theirs := r[0], r[2]
+	if err := errors.Join(sodium.Same("tag of an accept", m.tag, ours), sodium.Same("its pivot", m.pivot, terminal), sodium.Same("its path", m.id, id)); err != nil {
+		return err
+	}
+	ks, err := dk.Decapsulate(r[1])
+	if err != nil {
+		return err
+	}
+	k, err := f.ask("session", x, Y, callerKey[:], self[:], ours, theirs, X[0], Y, ks, ek)
+	if err != nil {
+		return err
+	}
+	// Ours speaks first only when it was spoken to.
 	p, kind := ipPacket(c)
-	b := packet.Get()
-	b.Set(p)
-	if !table.Send(to, b) {
-		return errors.New("packet not sent")
-	}
-	got, n, _, _, typ, err := receive(w.datagrams)
+	nonce := c.Bytes(24)
+	data, err := f.ask("data", k[0], nonce, p, []byte{kind}, theirs)
 	if err != nil {
 		return err
 	}
-	if r, err = ask("undata", k[0], n, got); err != nil {
+	if err := f.send(id, "datagram", 1, nonce, data[0]); err != nil {
 		return err
 	}
-	if err := errors.Join(sodium.Same("packet", append(bytes.Clone(p), kind), r[0]), sodium.Same("its tag", ours, r[1]), sodium.Same("its type", []byte{typ}, []byte{1})); err != nil {
+	got, err := take(f.delivered)
+	if err := errors.Join(err, sodium.Same("first packet", got, p)); err != nil {
 		return err
 	}
-	p, kind = ipPacket(c)
-	nonce = c.Bytes(24)
-	data, err := ask("data", k[1], nonce, p, []byte{kind}, theirs)
-	if err != nil {
-		return err
-	}
-	if msg, err = ask("down", hop, id, nonce, []byte{1}, data[0]); err != nil {
-		return err
-	}
-	b = packet.Get()
-	b.Set(msg[0])
-	paths.Datagram(w, b)
-	got, err = take(delivered)
-	return errors.Join(err, sodium.Same("packet from the remote", got, p))
+	return f.talk(from, id, terminal, ours, theirs, k[1], k[0])
 }
