@@ -1,0 +1,89 @@
+package router
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"lokinetd/router/control"
+	"lokinetd/router/key"
+	"lokinetd/router/netdb"
+	"lokinetd/router/session"
+)
+
+func TestAsksUs(t *testing.T) {
+	ours := []netip.AddrPort{netip.MustParseAddrPort("127.3.2.1:53"), netip.MustParseAddrPort("192.0.2.53:53")}
+	for conf, want := range map[string]bool{
+		"nameserver 127.3.2.1\n":                 true,
+		"search x\nnameserver 192.0.2.53":        true,
+		"nameserver 127.0.0.53\noptions edns0\n": true, // a resolver of this machine, which may send our names to us
+		"nameserver ::1":                         true,
+		"":                                       true, // means the one on this machine
+		"nameserver 9.9.9.9\nnameserver 127.3.2.1\n":      false,
+		"# nameserver 127.3.2.1\nnameserver 9.9.9.9":      false,
+		"nameserver nonsense\nnameserver 127.3.2.1":       false,
+		"nameserver\nnameservers 9.9.9.9\nnameserver x y": false,
+	} {
+		if got := asksUs([]byte(conf), ours); got != want {
+			t.Errorf("%q: %v", conf, got)
+		}
+	}
+}
+
+func TestUnreached(t *testing.T) {
+	client, relay := key.Address{}, key.Address{Kind: key.Relay}
+	for _, c := range []struct {
+		to   key.Address
+		err  error
+		code string
+		text string
+	}{
+		{client, session.ErrNotFound, control.CodeNotFound, "offline"},
+		{relay, session.ErrNotFound, control.CodeNotFound, "no relay that this daemon knows"},
+		{relay, session.ErrUnreachable, control.CodeNotFound, "no relay that this daemon knows"},
+		{client, fmt.Errorf("x: %w", context.DeadlineExceeded), control.CodeFailure, "does not answer"},
+		{client, session.ErrUnsupported, control.CodeNotFound, "1.1 handshake"},
+	} {
+		var e *control.Error
+		if err := unreached("name.loki", c.to, c.err); !errors.As(err, &e) || e.Code != c.code || !strings.Contains(e.Text, c.text) {
+			t.Errorf("%v to %v: %v", c.err, c.to, err)
+		}
+	}
+}
+
+func TestNetworkWarnings(t *testing.T) {
+	now := time.Now()
+	file := &netdb.NetworkFile{Name: "x", Network: 42}
+	want := func(texts ...string) {
+		t.Helper()
+		got := NetworkWarnings(file, now)
+		if len(got) != len(texts) {
+			t.Fatalf("%d relays: %q", len(file.Relays), got)
+		}
+		for i, text := range texts {
+			if !strings.Contains(got[i], text) {
+				t.Errorf("%q: no %q", got[i], text)
+			}
+		}
+	}
+	want("does not work with fewer than 4")
+	add := func(n int, signed time.Time) {
+		for range n {
+			sec := key.Generate()
+			file.Relays = append(file.Relays, sec.Public())
+			file.Contacts = append(file.Contacts, SignContact(sec, netip.MustParseAddrPort("8.8.8.8:1190"), 42, signed))
+		}
+	}
+	add(4, now)
+	want("as long as all of them do")
+	add(2, now)
+	want()
+	add(1, now.Add(-60*24*time.Hour))
+	want("7, of which 1 are expired")
+	file.Contacts = nil
+	want("finds nobody")
+}
