@@ -2,6 +2,7 @@ package router
 
 import (
 	"errors"
+	"time"
 
 	"lokinetd/router/key"
 	"lokinetd/router/netdb"
@@ -53,12 +54,16 @@ func (n *Node) AddEndpoint(c EndpointConfig) (*Endpoint, error) {
 	n.times.watch(&sc)
 	e.Sessions = session.NewTable(sc)
 	n.client.mu.Lock()
-	defer n.client.mu.Unlock()
-	if n.client.closed {
+	closed := n.client.closed
+	if !closed {
+		n.client.endpoints = append(n.client.endpoints, e)
+	}
+	n.client.mu.Unlock()
+	if closed {
 		e.Sessions.Close()
 		return nil, errors.New("router: the node has ended")
 	}
-	n.client.endpoints = append(n.client.endpoints, e)
+	n.client.paths.Tick(time.Now()) // edges may be there already: then its paths do not wait for the node's next round
 	return e, nil
 }
 

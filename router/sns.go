@@ -28,6 +28,8 @@ const (
 	snsCacheMax = 4096            // names kept
 	snsFlights  = 256             // names that are being looked up
 	snsLinger   = 250 * time.Millisecond
+	snsFew      = 3                       // with fewer relays to ask a look-up waits for more paths,
+	snsGather   = 500 * time.Millisecond  // for so long: right after the start the relay of the first path would decide alone
 	snsSlow     = 1500 * time.Millisecond // without a majority, until a jury is called
 	snsJurors   = 8
 	snsJuries   = 4               // at a time
@@ -158,7 +160,7 @@ func (c *client) lookup(ctx context.Context, name string) (nameVerdict, time.Dur
 		}
 		f = &flight{done: make(chan struct{})}
 		started := c.n.serve(func(ctx context.Context) {
-			f.v, f.err = c.askName(ctx, name, paths)
+			f.v, f.err = c.askName(ctx, name, c.gather(ctx, paths))
 			n.mu.Lock()
 			delete(n.flights, name)
 			if f.v.certain {
@@ -183,6 +185,36 @@ func (c *client) lookup(ctx context.Context, name string) (nameVerdict, time.Dur
 		return f.v, 0, f.err
 	}
 	return f.v, snsTTL, nil
+}
+
+// gather gives the paths that a name is asked over: those, unless they are few and more are coming.
+func (c *client) gather(ctx context.Context, paths []*path.Path) []*path.Path {
+	enough := 1
+	for _, e := range c.list() {
+		want := e.Config.Inbound
+		if want <= 0 {
+			want = snsFew
+		}
+		enough = max(enough, min(want, snsFew))
+	}
+	over := time.After(snsGather)
+	for len(paths) < enough {
+		c.mu.Lock()
+		changed := c.changed
+		c.mu.Unlock()
+		if more := c.sources(snsAsk, time.Now()); len(more) > len(paths) {
+			paths = more
+			continue
+		}
+		select {
+		case <-changed:
+		case <-over:
+			return paths
+		case <-ctx.Done():
+			return paths
+		}
+	}
+	return paths
 }
 
 // askName asks the relays of paths, and more when they contradict each other, and returns as soon as enough agree.
