@@ -27,7 +27,7 @@ type fabric struct {
 	cuts  map[[2]netip.AddrPort]bool // in the direction [from, to]
 
 	latency time.Duration // one way
-	loss    float64       // of each packet, in each direction
+	loss    float64       // of each packet, in each direction; under mu
 }
 
 func newFabric(seed uint64, latency time.Duration, loss float64) *fabric {
@@ -38,12 +38,15 @@ func newFabric(seed uint64, latency time.Duration, loss float64) *fabric {
 }
 
 func (f *fabric) lost() bool {
-	if f.loss == 0 {
-		return false
-	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.rng.Float64() < f.loss
+	return f.loss > 0 && f.rng.Float64() < f.loss
+}
+
+func (f *fabric) setLoss(loss float64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.loss = loss
 }
 
 // repair is how long after a datagram its one repetition follows, by which the link repairs loss.

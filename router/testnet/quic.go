@@ -19,7 +19,7 @@ import (
 // direct one: for small networks and minutes.
 type ether struct {
 	latency time.Duration // one way
-	loss    float64       // of each UDP packet, in each direction
+	loss    float64       // of each UDP packet, in each direction; under mu
 
 	mu    sync.Mutex
 	rng   *rand.Rand
@@ -39,6 +39,12 @@ func (e *ether) setCut(a, b netip.AddrPort, on bool) {
 	defer e.mu.Unlock()
 	e.cuts[[2]netip.AddrPort{a, b}] = on
 	e.cuts[[2]netip.AddrPort{b, a}] = on
+}
+
+func (e *ether) setLoss(loss float64) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.loss = loss
 }
 
 // AddNode and SendPacket make an ether the simnet.Router between all sockets.

@@ -37,6 +37,7 @@ type Options struct {
 type medium interface {
 	newWire(t *testing.T, addr netip.AddrPort, secret *key.Secret, relay bool, registered func(key.Public) bool) wire
 	setCut(a, b netip.AddrPort, on bool) // in both directions
+	setLoss(loss float64)
 }
 
 // wire is one node's end.
