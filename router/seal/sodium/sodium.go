@@ -123,14 +123,16 @@ func (c *Case) Ask(op string, args ...[]byte) ([][]byte, error) {
 	return results, nil
 }
 
-// Must is Ask for what cannot be refused.
+// Must is Ask for what cannot be refused; if it is, the case ends there and has failed.
 func (c *Case) Must(op string, args ...[]byte) [][]byte {
 	results, err := c.Ask(op, args...)
 	if err != nil {
-		panic(fmt.Sprintf("sodium: %s: %v", op, err))
+		panic(refused{fmt.Errorf("%s: %w", op, err)})
 	}
 	return results
 }
+
+type refused struct{ error }
 
 // Same is an error when two results differ.
 func Same(what string, ours, theirs []byte) error {
@@ -172,13 +174,22 @@ func Check(t *testing.T, p *Peer, name string, n int, check func(*Case) error) {
 		if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, []byte(text), 0o644)); err != nil {
 			t.Error(err)
 		}
-		t.Fatalf("case %d of seed %d, stored as %s: %v", i, first, file, err)
+		t.Fatalf("case %d, stored as %s: %v", i, file, err)
 	}
 }
 
 func play(t *testing.T, p *Peer, seed uint64, check func(*Case) error) (log string, err error) {
 	c := &Case{Source: testkit.Seeded(seed), peer: p}
 	cryptotest.SetGlobalRandom(t, seed)
-	err = check(c)
-	return c.log.String(), err
+	defer func() {
+		log = c.log.String()
+		switch r := recover().(type) {
+		case nil:
+		case refused:
+			err = r
+		default:
+			panic(r)
+		}
+	}()
+	return "", check(c)
 }
