@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -241,7 +242,7 @@ func (h *demoHost) visit(url string) (*visit, error) {
 	v.add("address known", v.took-times.first+times.resolved)
 	v.add("TCP connected", v.took-times.first+times.connected)
 	v.add("first byte", v.took)
-	slices.SortStableFunc(v.times, func(a, b moment) int { return int(a.after - b.after) })
+	slices.SortStableFunc(v.times, func(a, b moment) int { return cmp.Compare(a.after, b.after) })
 	return v, nil
 }
 
@@ -282,7 +283,7 @@ func (d *demoNet) close() {
 	os.RemoveAll(d.dir)
 }
 
-// serve starts a client that hosts the page, and waits until others can find it and the web server answers.
+// serve starts a client that hosts the page, and waits until others can find it; the web server's socket is open then.
 func (d *demoNet) serve(ctx context.Context) (host *demoHost, address string, err error) {
 	if host, err = d.client("host", "10.77.0.101", "[[service]]\nname = \"web\"\nports = [\"tcp/80\"]\necho = true\n"); err != nil {
 		return nil, "", err
