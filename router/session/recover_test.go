@@ -1,0 +1,452 @@
+package session
+
+// What a Table does when messages get lost, paths die and remotes restart.
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"lokinetd/router/netdb"
+	"lokinetd/router/packet"
+	"lokinetd/router/path"
+)
+
+// TestSilence: the remote has a contact and is gone. The init goes out again and again, always the same but for p; packets come back after 10 s.
+func TestSilence(t *testing.T) {
+	inBubble(t, func(t *testing.T, f *fabric) {
+		a, b := f.pair()
+		var times []time.Duration
+		var inits []openedInit
+		start := time.Now()
+		f.lose = func(m *flying) bool {
+			if m.what == "init" {
+				h, _ := parseHandshake(m.msg[:len(m.msg)-tagSize-pivotSize])
+				in, err := openInit(b.sec, h.box, everybody)
+				if err != nil || in.pivot != m.on.end {
+					t.Error("init", err)
+				}
+				times, inits = append(times, time.Since(start)), append(inits, in)
+				return true
+			}
+			return false
+		}
+		a.send(b, "one")
+		f.run(5 * time.Second)
+		a.send(b, "two")
+		f.run(4 * time.Second)
+		if len(a.lost) != 0 {
+			t.Fatal("given back early")
+		}
+		f.run(2 * time.Second)
+		want(t, "given back", a.lost, "one")
+		f.run(5 * time.Second)
+		want(t, "given back", a.lost, "one", "two")
+		if !errors.Is(a.why[0], ErrTimeout) {
+			t.Fatal(a.why)
+		}
+		if l := a.with(b); len(l) != 1 || l[0].State != Calling {
+			t.Fatalf("%+v", l)
+		}
+		// At about 0.2, 2, 6, 14, 30 s; each wait is a fifth more or less, and a tick.
+		f.run(14 * time.Second)
+		if n := len(times); n < 4 || n > 6 {
+			t.Fatal(times)
+		}
+		for i := 1; i < len(times); i++ {
+			d, at := times[i]-times[i-1], initWait<<(i-1)
+			if d < at*3/4 || d > at*5/4+500*time.Millisecond {
+				t.Fatal(times)
+			}
+		}
+		ps := map[path.ID]bool{}
+		for _, in := range inits {
+			ps[in.pivot] = true
+			if !in.same(&inits[0]) {
+				t.Fatal("another init")
+			}
+		}
+		if len(ps) != 2 {
+			t.Fatal("paths used:", len(ps))
+		}
+		if a.table.Stats().Lookups < 2 {
+			t.Error("the contact was not looked up again")
+		}
+		f.run(30 * time.Second)
+		if l := a.table.List(); len(l) != 0 {
+			t.Fatalf("still calling: %+v", l)
+		}
+		if len(a.table.pending) != 0 || len(a.table.remotes) != 0 {
+			t.Fatal("not forgotten")
+		}
+	})
+}
+
+// TestLost: one init or accept is lost, doubled or late; the session comes all the same, and there is one.
+func TestLost(t *testing.T) {
+	for _, c := range []struct {
+		what  string
+		lose  string // the first of this kind
+		again bool   // not lost but doubled
+	}{
+		{"lost init", "init", false}, {"lost accept", "accept", false}, {"doubled init", "init", true}, {"doubled accept", "accept", true},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, f *fabric) {
+				a, b := f.pair()
+				b.echo = true
+				seen := 0
+				f.lose = func(m *flying) bool {
+					if m.what != c.lose {
+						return false
+					}
+					seen++
+					if seen == 1 && c.again {
+						time.AfterFunc(f.latency, m.land)
+					}
+					return seen == 1 && !c.again
+				}
+				a.send(b, "?x")
+				f.run(5 * time.Second)
+				want(t, "a", a.take(), "!x")
+				la, lb := a.with(b), b.with(a)
+				if len(la) != 1 || len(lb) != 1 {
+					t.Fatalf("a %+v\nb %+v", la, lb)
+				}
+				sa, sb := a.table.Stats(), b.table.Stats()
+				if sb.InitsTaken != 1 || sa.AcceptsTaken != 1 {
+					t.Fatalf("a %+v\nb %+v", sa, sb)
+				}
+				if c.what == "lost accept" && sb.AcceptsSent != 2 {
+					t.Fatalf("b %+v", sb)
+				}
+				a.send(b, "?y")
+				f.run(time.Second)
+				want(t, "a", a.take(), "!y")
+			})
+		})
+	}
+}
+
+// TestReorderedAccept: against a remote that answers every copy of an init with new keys (the reference), the latest accept counts. When the older one comes last, nothing
+// decrypts; then we start over with another tag.
+func TestReorderedAccept(t *testing.T) {
+	for _, late := range []bool{false, true} {
+		t.Run(fmt.Sprintf("late=%v", late), func(t *testing.T) {
+			inBubble(t, func(t *testing.T, f *fabric) {
+				a := f.client(alice, nil)
+				m := f.model(bob)
+				f.run(4 * time.Second)
+				a.know(m.contact())
+				var accepts []*flying
+				f.lose = func(fl *flying) bool {
+					if fl.what == "accept" && len(accepts) < 2 {
+						accepts = append(accepts, fl)
+						return true
+					}
+					return false
+				}
+				a.table.Send(m.addr(), ipPacket("?x"))
+				f.wait(5*time.Second, "two accepts", func() bool { return len(accepts) == 2 })
+				if late {
+					slices.Reverse(accepts)
+				}
+				for _, fl := range accepts {
+					fl.land()
+					f.run(100 * time.Millisecond)
+				}
+				for range 20 {
+					a.table.Send(m.addr(), ipPacket("?y"))
+					f.run(500 * time.Millisecond)
+				}
+				if got := a.take(); len(got) < 5 || !late && len(got) < 18 {
+					t.Fatalf("answers: %q", got)
+				}
+				if late == (m.inits == 2) {
+					t.Fatal("inits", m.inits)
+				}
+			})
+		})
+	}
+}
+
+// know gives a node a contact without a look-up.
+func (n *node) know(cc *netdb.ClientContact) {
+	now := time.Now()
+	n.table.lock()
+	n.table.learn(n.table.contact(cc.Key, now), cc, now)
+	n.table.unlock()
+}
+
+// TestPathLost: the session goes on over the other path at once, and the remote answers there.
+func TestPathLost(t *testing.T) {
+	inBubble(t, func(t *testing.T, f *fabric) {
+		a, b := f.settled()
+		for i := range 5 {
+			a.outbound().current(time.Now()).(*fakePath).kill(true)
+			a.send(b, fmt.Sprint("?", i)) // on the other path, behind the switch
+			f.run(300 * time.Millisecond)
+			want(t, "a", a.take(), fmt.Sprint("!", i))
+		}
+		if sa, sb := a.table.Stats(), b.table.Stats(); sa.SwitchesSent != 5 || sb.SwitchesTaken != 5 || sb.InitsTaken != 1 {
+			t.Fatalf("a %+v\nb %+v", sa, sb)
+		}
+		// All paths gone: packets wait for the next one.
+		for _, p := range a.outbound().all() {
+			p.kill(true)
+		}
+		a.send(b, "?later")
+		if len(a.with(b)) != 1 {
+			t.Fatal("session lost")
+		}
+		f.run(time.Second)
+		want(t, "a", a.take(), "!later")
+	})
+}
+
+// TestPathLostWhileCalling: the same init goes out on the next path.
+func TestPathLostWhileCalling(t *testing.T) {
+	for _, silent := range []bool{false, true} {
+		inBubble(t, func(t *testing.T, f *fabric) {
+			a, b := f.pair()
+			b.echo = true
+			f.lose = func(m *flying) bool {
+				if m.what == "init" && f.lose != nil {
+					f.lose = nil
+					if silent {
+						m.on.blind(true)
+					} else {
+						time.AfterFunc(10*time.Millisecond, func() { m.on.kill(true) })
+					}
+				}
+				return false
+			}
+			a.send(b, "?x")
+			f.run(4 * time.Second)
+			want(t, "a", a.take(), "!x")
+			if s := b.table.Stats(); s.InitsTaken != 1 {
+				t.Fatalf("%+v", s)
+			}
+		})
+	}
+}
+
+// TestSilentPath: our path swallows everything and looks good. We notice before its pings do.
+func TestSilentPath(t *testing.T) {
+	inBubble(t, func(t *testing.T, f *fabric) {
+		a, b := f.settled()
+		a.outbound().current(time.Now()).(*fakePath).blind(true)
+		start := time.Now()
+		f.wait(15*time.Second, "an answer", func() bool {
+			a.send(b, "?x")
+			return len(a.take()) > 0
+		})
+		if d := time.Since(start); d > 10*time.Second {
+			t.Errorf("took %v", d)
+		}
+		if s := b.table.Stats(); s.InitsTaken != 1 {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
+// TestRemotePathLost: the remote's path that we meet dies. It publishes the rest; we find that and go there.
+func TestRemotePathLost(t *testing.T) {
+	inBubble(t, func(t *testing.T, f *fabric) {
+		a, b := f.settled()
+		peer := a.outbound().current(time.Now()).(*fakePath).peer
+		f.mu.Lock()
+		p := f.ends[peer]
+		f.mu.Unlock()
+		p.kill(true)
+		start := time.Now()
+		f.wait(20*time.Second, "an answer", func() bool {
+			a.send(b, "?x")
+			return len(a.take()) > 0
+		})
+		if d := time.Since(start); d > 12*time.Second {
+			t.Errorf("took %v", d)
+		}
+		f.run(5 * time.Second) // between two publications
+		for _, i := range a.contactOf(b).Intros {
+			if i.Hop == peer {
+				t.Error("the dead path is still in the contact")
+			}
+		}
+	})
+}
+
+func (n *node) contactOf(o *node) *netdb.ClientContact {
+	n.table.lock()
+	defer n.table.unlock()
+	return n.table.contacts[o.sec.Public()].cc
+}
+
+// TestRestart: either side loses its memory.
+func TestRestart(t *testing.T) {
+	t.Run("who was called", func(t *testing.T) {
+		inBubble(t, func(t *testing.T, f *fabric) {
+			a, b := f.settled()
+			b.crash(nil)
+			start := time.Now()
+			f.wait(30*time.Second, "an answer", func() bool {
+				a.send(b, "?x")
+				return len(a.take()) > 0
+			})
+			t.Log("took", time.Since(start))
+			if sa := a.table.Stats(); sa.AcceptsTaken != 2 || sa.InitsSent != 1 {
+				t.Errorf("not by the init in a path switch: %+v", sa)
+			}
+			f.run(35 * time.Second)
+		})
+	})
+	t.Run("who was called, its paths living on", func(t *testing.T) {
+		inBubble(t, func(t *testing.T, f *fabric) {
+			a, b := f.settled()
+			b.table.lock()
+			for _, s := range b.table.tags {
+				b.table.remove(s, time.Now())
+			}
+			b.table.unlock()
+			// The next path switch re-keys.
+			a.outbound().current(time.Now()).(*fakePath).kill(true)
+			f.run(500 * time.Millisecond)
+			a.send(b, "?x")
+			f.run(500 * time.Millisecond)
+			want(t, "a", a.take(), "!x")
+			if sa := a.table.Stats(); sa.AcceptsTaken != 2 || sa.InitsSent != 1 {
+				t.Errorf("%+v", sa)
+			}
+		})
+	})
+	t.Run("who called", func(t *testing.T) {
+		inBubble(t, func(t *testing.T, f *fabric) {
+			a, b := f.settled()
+			a.crash(nil)
+			a.send(b, "?x")
+			f.run(3 * time.Second)
+			want(t, "a", a.take(), "!x")
+			b.send(a, "back")
+			f.run(time.Second)
+			want(t, "a", a.take(), "back")
+		})
+	})
+	t.Run("who called, and the other talks", func(t *testing.T) {
+		inBubble(t, func(t *testing.T, f *fabric) {
+			a, b := f.settled()
+			a.crash(nil)
+			a.echo = true
+			start := time.Now()
+			f.wait(45*time.Second, "an answer", func() bool {
+				b.send(a, "?x")
+				return len(b.take()) > 0
+			})
+			t.Log("took", time.Since(start))
+		})
+	})
+}
+
+// TestStartOver: the keys do not fit, by a fault of the remote: nothing decrypts.
+func TestStartOver(t *testing.T) {
+	inBubble(t, func(t *testing.T, f *fabric) {
+		a, b := f.pair()
+		b.echo = true
+		f.lose = func(m *flying) bool {
+			if m.what == "accept" && b.table.Stats().InitsTaken == 1 {
+				for _, s := range b.table.tags { // b's lock is held
+					s.keys.in[0] ^= 1
+					s.keys.out[0] ^= 1
+				}
+			}
+			return false
+		}
+		start := time.Now()
+		f.wait(20*time.Second, "an answer", func() bool {
+			a.send(b, "?x")
+			return len(a.take()) > 0
+		})
+		if d := time.Since(start); d < quietUnsure || d > quietUnsure+2*time.Second {
+			t.Errorf("took %v", d)
+		}
+		sa, sb := a.table.Stats(), b.table.Stats()
+		if sa.AcceptsTaken != 2 || sb.InitsTaken != 2 || sb.DropForged == 0 {
+			t.Fatalf("a %+v\nb %+v", sa, sb)
+		}
+		f.run(40 * time.Second)
+		if la, lb := a.with(b), b.with(a); len(la)+len(lb) != 0 {
+			t.Fatalf("a %+v\nb %+v", la, lb)
+		}
+	})
+}
+
+// TestOneSided: who called forgets the session and publishes; who was called keeps talking, and calls after 30 s.
+func TestOneSided(t *testing.T) {
+	inBubble(t, func(t *testing.T, f *fabric) {
+		a, b := f.settled()
+		a.table.lock()
+		for _, s := range a.table.tags {
+			a.table.remove(s, time.Now())
+		}
+		a.table.hangUp(a.table.remotes[b.addr()].call)
+		a.table.unlock()
+		f.run(250 * time.Millisecond)
+		for range 40 {
+			b.send(a, "x")
+			f.run(time.Second)
+		}
+		if got := a.take(); len(got) < 5 {
+			t.Fatalf("%d packets", len(got))
+		}
+	})
+}
+
+var _ = packet.MaxData
+
+// TestMended: the ends have come to different keys. The next path switch does not open, and the init inside it mends the session.
+func TestMended(t *testing.T) {
+	inBubble(t, func(t *testing.T, f *fabric) {
+		a, b := f.settled()
+		b.table.lock()
+		for _, s := range b.table.tags {
+			s.keys.in[0] ^= 1
+			s.keys.out[0] ^= 1
+		}
+		b.table.unlock()
+		a.outbound().current(time.Now()).(*fakePath).kill(true)
+		f.run(500 * time.Millisecond)
+		a.send(b, "?x")
+		f.run(500 * time.Millisecond)
+		want(t, "a", a.take(), "!x")
+		if s := b.table.Stats(); s.InitsTaken != 2 || s.SwitchesTaken == 0 {
+			t.Fatalf("%+v", s)
+		}
+	})
+}
+
+// TestOlderSession: two sessions that we called for; when the newer one ends, the call lives on with the older.
+func TestOlderSession(t *testing.T) {
+	inBubble(t, func(t *testing.T, f *fabric) {
+		a, b := f.settled()
+		a.table.lock()
+		c := a.table.remotes[b.addr()].call
+		first := c.session
+		c.try = a.table.newPending(c)
+		a.table.sendInit(c, time.Now())
+		a.table.unlock()
+		f.run(500 * time.Millisecond)
+		if c.session == first || len(a.with(b)) != 2 {
+			t.Fatalf("%+v", a.with(b))
+		}
+		a.table.lock()
+		a.table.remove(c.session, time.Now())
+		a.table.unlock()
+		if c.session != first {
+			t.Fatal("the call has no session")
+		}
+		a.send(b, "?x")
+		f.run(500 * time.Millisecond)
+		want(t, "a", a.take(), "!x")
+	})
+}
