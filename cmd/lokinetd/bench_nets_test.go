@@ -5,12 +5,14 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -283,23 +285,24 @@ ShutdownWaitLength 0
 Log notice file %s/log
 DataDirectory %s
 `
-	// The first votes leave time for all relays to make themselves known, the next ones come when the measurements are over or cost them nothing.
+	// The first votes leave time for all relays to make themselves known; the next ones are rare, so that they take little from the measurements.
 	torAuthority = `AuthoritativeDirectory 1
 V3AuthoritativeDirectory 1
 ContactInfo bench
 TestingV3AuthInitialVotingInterval 20
 TestingV3AuthInitialVoteDelay 4
 TestingV3AuthInitialDistDelay 4
-V3AuthVotingInterval 1200
-V3AuthVoteDelay 20
-V3AuthDistDelay 20
+V3AuthVotingInterval 60
+V3AuthVoteDelay 10
+V3AuthDistDelay 10
 TestingDirAuthVoteExit *
 TestingDirAuthVoteHSDir *
 TestingDirAuthVoteGuard *
 TestingMinExitFlagThreshold 0
 ConsensusParams cc_alg=2
 `
-	torPatience = 3 * time.Minute
+	torPatience = 100 * time.Second // for each of torTries
+	torTries    = 3
 )
 
 // torProgram finds tor: in PATH, or in Debian's package, which is unpacked and not installed, so that no service starts that joins the public network.
@@ -326,7 +329,22 @@ func torProgram(cache string) (string, error) {
 	return program, nil
 }
 
-func startTor(ctx context.Context, dir, program string) (_ *system, err error) {
+// startTor tries again when it does not come up: some drawings of so few relays leave a client without a path.
+func startTor(ctx context.Context, dir, program string) (s *system, err error) {
+	for try := range torTries {
+		tries := filepath.Join(dir, strconv.Itoa(try))
+		if err := os.Mkdir(tries, 0o700); err != nil {
+			return nil, err
+		}
+		if s, err = tryTor(ctx, tries, program); err == nil || ctx.Err() != nil {
+			break
+		}
+		fmt.Fprintf(os.Stderr, "          try %d: %v\n", try+1, err)
+	}
+	return s, err
+}
+
+func tryTor(ctx context.Context, dir, program string) (_ *system, err error) {
 	var addrs []netip.Prefix
 	for i := range demoRelays {
 		addrs = append(addrs, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 78, 0, byte(i + 1)}), 24))
@@ -403,6 +421,21 @@ func startTor(ctx context.Context, dir, program string) (_ *system, err error) {
 			return nil, err
 		}
 	}
+	// Those that ask before there is a consensus ask again after a long while, so service and client come when all relays have it.
+	patience := time.Now().Add(torPatience)
+	for i := 0; i < demoRelays; {
+		consensus, _ := os.ReadFile(in(fmt.Sprintf("r%d", i+1), "cached-microdesc-consensus"))
+		switch {
+		case bytes.Count(consensus, []byte("\nr ")) == demoRelays:
+			i++
+		case ctx.Err() != nil:
+			return nil, ctx.Err()
+		case time.Now().After(patience):
+			return nil, fmt.Errorf("no consensus about all relays after %v: the authorities' logs: %s", torPatience, lastLines(in("r1", "log")))
+		default:
+			time.Sleep(200 * time.Millisecond)
+		}
+	}
 	host, err := l.AddNode(lab.NodeConfig{Name: "host", Addrs: []netip.Prefix{netip.MustParsePrefix("10.78.0.101/24")}})
 	if err != nil {
 		return nil, err
@@ -414,8 +447,12 @@ func startTor(ctx context.Context, dir, program string) (_ *system, err error) {
 	if _, err := start(host, "host", control+fmt.Sprintf("HiddenServiceDir %s\nHiddenServicePort 80 127.0.0.1:80\n", in("host", "onion"))); err != nil {
 		return nil, err
 	}
+	// A client that asks too early is told for a while that there is nobody to ask. (Conflux, for circuits to exits, takes guards from it.)
+	if err := torPublished(in("host", "control")); err != nil {
+		return nil, fmt.Errorf("the onion service was not published: %w: %s", err, lastLines(in("host", "log")))
+	}
 	client := func(name string) string {
-		return fmt.Sprintf("SocksPort 127.0.0.1:9050\nControlSocket %s\n", in(name, "control"))
+		return fmt.Sprintf("SocksPort 127.0.0.1:9050\nConfluxEnabled 0\nControlSocket %s\n", in(name, "control"))
 	}
 	guest, err := l.AddNode(lab.NodeConfig{Name: "guest", Addrs: []netip.Prefix{netip.MustParsePrefix("10.78.0.102/24")}})
 	if err != nil {
@@ -425,20 +462,14 @@ func startTor(ctx context.Context, dir, program string) (_ *system, err error) {
 		return nil, err
 	}
 	s.guest, s.route.socks = guest, "127.0.0.1:9050"
-	// The first consensus comes after some votes, then the service publishes, then a client finds it.
-	for end := time.Now().Add(torPatience); ; time.Sleep(time.Second) {
-		if ctx.Err() != nil {
-			return nil, ctx.Err()
-		}
-		if s.route.to == "" {
-			onion, _ := os.ReadFile(in("host", "onion", "hostname"))
-			s.route.to = strings.TrimSpace(string(onion))
-		} else if err = s.run(new(firstByte), "first"); err == nil {
-			break
-		}
-		if time.Now().After(end) {
-			logs, _ := os.ReadFile(in("guest", "log"))
-			return nil, fmt.Errorf("the onion service could not be reached in %v: %v\n%s", torPatience, err, logs[max(0, len(logs)-2000):])
+	for s.route.to == "" {
+		onion, _ := os.ReadFile(in("host", "onion", "hostname"))
+		s.route.to = strings.TrimSpace(string(onion))
+		time.Sleep(50 * time.Millisecond)
+	}
+	for err := s.run(new(firstByte), "first", "-try", "10s"); err != nil; err = s.run(new(firstByte), "first", "-try", "10s") {
+		if ctx.Err() != nil || time.Now().After(patience) {
+			return nil, fmt.Errorf("the onion service could not be reached in %v: %w; client: %s; service: %s", torPatience, err, lastLines(in("guest", "log")), lastLines(in("host", "log")))
 		}
 	}
 	s.roles = map[string][]int{
@@ -486,6 +517,43 @@ func startTor(ctx context.Context, dir, program string) (_ *system, err error) {
 		return r.At.Sub(began), err
 	}
 	return s, nil
+}
+
+// lastLines is the end of a log, in one line.
+func lastLines(file string) string {
+	raw, _ := os.ReadFile(file)
+	all := strings.Split(strings.TrimSpace(string(raw)), "\n")
+	return strings.Join(all[max(0, len(all)-3):], "; ")
+}
+
+// torPublished waits until a tor has uploaded its service's descriptors to all who want them.
+func torPublished(socket string) error {
+	var c net.Conn
+	var err error
+	for range 100 {
+		if c, err = net.Dial("unix", socket); err == nil {
+			break
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(time.Minute))
+	fmt.Fprint(c, "AUTHENTICATE\r\nSETEVENTS HS_DESC\r\n")
+	uploaded := false
+	in := bufio.NewScanner(c)
+	for in.Scan() {
+		if strings.Contains(in.Text(), " UPLOADED ") {
+			uploaded = true
+			c.SetDeadline(time.Now().Add(3 * time.Second))
+		}
+	}
+	if uploaded {
+		return nil
+	}
+	return cmp.Or(in.Err(), io.EOF)
 }
 
 // torCircuits asks a tor for its circuits of a purpose that carry, and returns their numbers of relays.

@@ -399,20 +399,16 @@ func measureFirst(ctx context.Context, args []string) (any, error) {
 	var r route
 	f := flag.NewFlagSet("first", flag.ContinueOnError)
 	r.flags(f)
+	try := f.Duration("try", 60*time.Second, "") // how long one may take
 	if err := f.Parse(args); err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, 60*time.Second)
 	defer cancel()
 	for tries := 1; ; tries++ {
-		c, err := r.dial(ctx, "user0", wantPage)
+		at, err := r.page(ctx, *try)
 		if err == nil {
-			_, err = io.ReadFull(c, make([]byte, 1))
-			at := time.Now()
-			c.Close()
-			if err == nil {
-				return firstByte{at, tries}, nil
-			}
+			return firstByte{at, tries}, nil
 		}
 		select {
 		case <-time.After(retryEvery):
@@ -420,6 +416,19 @@ func measureFirst(ctx context.Context, args []string) (any, error) {
 			return nil, fmt.Errorf("no page after %d tries: %w", tries, err)
 		}
 	}
+}
+
+// page fetches the page and returns when its first byte came.
+func (r *route) page(ctx context.Context, patience time.Duration) (time.Time, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	c, err := r.dial(ctx, "user0", wantPage)
+	if err != nil {
+		return time.Time{}, err
+	}
+	defer c.Close()
+	_, err = io.ReadFull(c, make([]byte, 1))
+	return time.Now(), err
 }
 
 // measureDNS asks for the address of a name, each time with a new message and the next one after the answer.
