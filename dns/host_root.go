@@ -93,6 +93,9 @@ func (p Place) Hold(ctx context.Context, d Decision, w World, listen []netip.Add
 	switch d.Method {
 	case MethodNM:
 		s = p.stateOf(d, listen, l)
+		if p.ours(dnsmasqFile) {
+			s.dnsmasq = p.read(dnsmasqFile)
+		}
 	case MethodResolved, MethodDelegate:
 		if w.Systemd >= delegates {
 			s.delegate = delegateText([]netip.AddrPort{closedPort}, Link{})
@@ -394,4 +397,20 @@ func (p Place) missingAtResolved(ctx context.Context, listen []netip.AddrPort, l
 		return err.Error()
 	}
 	return why
+}
+
+// HoldLink lets systemd-resolved send our domains to a closed port, by a link that carries nothing: what Hold asks for with systemd older than 258.
+func (p Place) HoldLink(ctx context.Context, l Link) error {
+	bus, err := p.connect()
+	if err != nil {
+		return err
+	}
+	defer bus.Close()
+	r := resolved{bus: bus, servers: []netip.AddrPort{closedPort}}
+	for try := 0; ; try++ { // it may not have heard of the link yet
+		if err = r.apply(ctx, l); err == nil || try == 20 || ctx.Err() != nil {
+			return err
+		}
+		time.Sleep(callTime / 50)
+	}
 }

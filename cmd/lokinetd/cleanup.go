@@ -13,10 +13,11 @@ import (
 func (a *app) cleanupCommand() *cobra.Command {
 	return a.jsonFlag(&cobra.Command{
 		Use: "cleanup", Short: "Undo what a daemon that was killed has left on this host", Args: cobra.NoArgs,
-		Long: "cleanup removes the routes and the network interface that a daemon has left behind: because it was\n" +
-			"killed, or because its unreachable routes outlive it as a service. It can be repeated. It needs the\n" +
-			"same configuration as the daemon, and root, and refuses to work while the daemon runs.",
-		RunE: func(*cobra.Command, []string) error {
+		Long: "cleanup removes the routes and the network interface that a daemon has left behind, because it was\n" +
+			"killed or because its unreachable routes outlive it as a service, and what \"dns apply\" has put on\n" +
+			"the host. It can be repeated. It needs the same configuration as the daemon, and root, and refuses\n" +
+			"to work while the daemon runs.",
+		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := config.Load(a.config)
 			if err != nil {
 				return err
@@ -28,15 +29,22 @@ func (a *app) cleanupCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			resolver, err := undoDNS(cmd.Context())
+			if err != nil {
+				return err
+			}
 			routes := make([]string, len(done.Unreachable))
 			for i, p := range done.Unreachable {
 				routes[i] = p.String()
 			}
 			if a.json {
-				return a.printJSON(map[string]any{"schema": 1, "interface": done.Interface, "unreachable_routes": routes})
+				return a.printJSON(map[string]any{"schema": 1, "interface": done.Interface, "unreachable_routes": routes, "resolver": resolver})
 			}
+			a.done(resolver)
 			if done.Interface == "" {
-				fmt.Fprintln(a.out, "nothing is left on this host")
+				if len(resolver) == 0 {
+					fmt.Fprintln(a.out, "nothing is left on this host")
+				}
 				return nil
 			}
 			fmt.Fprintf(a.out, "interface %s: gone\n", done.Interface)

@@ -133,7 +133,7 @@ func (a *app) command() *cobra.Command {
 	root.AddCommand(
 		a.runCommand(), a.statusCommand(), a.addressCommand(), a.resolveCommand(), a.pingCommand(),
 		a.registryCommand(), a.relayCommand(),
-		a.pathCommand(), a.sessionCommand(), a.keyCommand(), a.configCommand(), a.cleanupCommand(), a.demoCommand(), a.versionCommand(),
+		a.pathCommand(), a.sessionCommand(), a.keyCommand(), a.configCommand(), a.dnsCommand(), a.cleanupCommand(), a.demoCommand(), a.versionCommand(),
 	)
 	wrapArgs(root)
 	return root
