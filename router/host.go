@@ -42,6 +42,8 @@ type host struct {
 
 	networkSeen os.FileInfo                   // of the network file, when it was last looked at
 	current     atomic.Pointer[config.Config] // config with what reloads have changed in it
+	ofNetwork   atomic.Pointer[string]        // what the last look at the network file found wrong; nil: nothing
+	ofConfig    atomic.Pointer[string]        // likewise of the configuration
 
 	// Of a client.
 	before  netif.Changes // what an earlier run has left on the host
@@ -196,7 +198,7 @@ func (h *host) loop(ctx context.Context, memory *collector) error {
 			h.sys.notify(daemon.SdNotifyReady)
 		case <-poll.C:
 			if h.networkChanged() {
-				h.logged("network file refused, the former one stays", h.reloadNetwork())
+				h.takeNetwork()
 			}
 		case now := <-adapt.C:
 			memory.adapt(now)

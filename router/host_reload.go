@@ -3,6 +3,8 @@ package router
 import (
 	"fmt"
 	"os"
+	"strings"
+	"sync/atomic"
 	"time"
 
 	"lokinetd/config"
@@ -24,22 +26,42 @@ type serials map[string]uint64
 // reload does what SIGHUP asks for.
 func (h *host) reload() {
 	h.networkChanged() // seen
-	h.logged("network file refused, the former one stays", h.reloadNetwork())
+	h.takeNetwork()
 	if h.again == nil {
 		return
 	}
+	h.ofConfig.Store(nil)
 	c, err := h.again()
 	if err != nil {
-		h.logged("configuration refused, the former one stays", err)
+		h.wrong(&h.ofConfig, "configuration refused, the former one stays", err)
 		return
 	}
 	h.reloadConfig(c)
 }
 
-func (h *host) logged(what string, err error) {
+// takeNetwork takes the network file if it is newer, and says if it cannot.
+func (h *host) takeNetwork() {
+	h.ofNetwork.Store(nil)
+	h.wrong(&h.ofNetwork, "network file refused, the former one stays", h.reloadNetwork())
+}
+
+// wrong logs an error and keeps it for status, until the next look.
+func (h *host) wrong(of *atomic.Pointer[string], what string, err error) {
 	if err != nil {
 		h.log.Error(what, "err", err)
+		text := what + ": " + err.Error()
+		of.Store(&text)
 	}
+}
+
+// reloadWarnings is what status says about the last reload.
+func (h *host) reloadWarnings() (all []string) {
+	for _, of := range []*atomic.Pointer[string]{&h.ofNetwork, &h.ofConfig} {
+		if text := of.Load(); text != nil {
+			all = append(all, *text)
+		}
+	}
+	return all
 }
 
 // reloadConfig follows a new configuration as far as that is possible without a restart, and says what needs one.
@@ -68,11 +90,16 @@ func (h *host) reloadConfig(c *config.Config) {
 		if err == nil {
 			h.log.Info("reloaded", "key", change.Key)
 		}
-		h.logged("cannot follow the configuration: "+change.Key, err)
+		h.wrong(&h.ofConfig, "cannot follow the configuration: "+change.Key, err)
 	}
 	h.current.Store(&now)
 	if len(later) > 0 {
 		h.log.Warn("restart to follow the configuration", "keys", later)
+		text := "a restart is needed to follow the configuration: " + strings.Join(later, ", ")
+		if of := h.ofConfig.Load(); of != nil {
+			text = *of + "; " + text
+		}
+		h.ofConfig.Store(&text)
 	}
 }
 

@@ -489,6 +489,9 @@ func TestHostReload(t *testing.T) {
 		t.Fatal(err)
 	}
 	refused("netdb: network file", s.sighup())
+	if w := s.status().Warnings; len(w) == 0 || !strings.Contains(w[0], "network file refused") {
+		t.Errorf("status warns of %q", w)
+	}
 	b.publish(7)
 	refused("serial 7 is lower than 8", s.sighup())
 	old := b.file.Network
@@ -565,6 +568,22 @@ func TestHostReloadConfig(t *testing.T) {
 	if e := endpoints(); len(e) != 1 {
 		t.Errorf("services that are gone: %+v", e)
 	}
+	warns := func(want ...string) {
+		t.Helper()
+		all := strings.Join(s.status().Warnings, "\n")
+		for _, w := range want {
+			if !strings.Contains(all, w) {
+				t.Errorf("status warns of %q, want %q", all, w)
+			}
+		}
+		if len(want) == 0 && strings.Contains(all, "configuration") {
+			t.Errorf("status still warns of %q", all)
+		}
+	}
+	warns("cannot follow the configuration: service: apply is broken", "a restart is needed to follow the configuration: tun.name, control.group")
+	next = *b.config
+	s.sighup()
+	warns()
 	s.stop()
 	b.clean()
 }

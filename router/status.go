@@ -35,7 +35,7 @@ func (h *host) Status() control.Status {
 		Schema: control.Schema, Version: h.version, Role: h.config.Role, State: control.Starting,
 		StartedAt: began, Timeline: n.times.stages(),
 		Network: control.Network{Name: file.Name, ID: file.Network, Serial: file.Serial, Known: len(n.store.Known()), Contacts: n.store.Len(), Private: file.Private},
-		Drops:   h.drops(), NotHidden: []string{}, Warnings: append([]string{}, NetworkWarnings(file, now)...),
+		Drops:   h.drops(), NotHidden: []string{}, Warnings: append(append([]string{}, h.reloadWarnings()...), NetworkWarnings(file, now)...),
 		Endpoints: []control.Endpoint{}, Edges: []control.Edge{}, Paths: []control.Path{}, Sessions: []control.Session{},
 	}
 	if n.relay != nil {
