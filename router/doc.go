@@ -11,8 +11,9 @@
 //
 // In this package: node.go starts and stops the parts; relay.go answers the requests that come to a relay and keeps its mesh, and meter.go bounds
 // what strangers may cost it; client.go keeps a client's edges and what it knows of the network; bootstrap.go is where both roles begin; endpoint.go is one identity of a
-// client; sns.go looks names up. host.go is the
-// side of the operating system: the network interface, the name server (source.go answers its questions) and the control socket (status.go).
+// client; sns.go looks names up. host.go and host_*.go are
+// the side of the operating system, in order of a start: the data directory and what is written down there, the network interface, endpoints and their
+// addresses, the name server (source.go answers its questions), the control socket (status.go), reload, and the end in reverse.
 //
 // A Node touches no operating system but through its [link.Wire] and the folder of its [netdb.Store], which is how router/testnet runs many in one process.
 package router
