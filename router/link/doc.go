@@ -2,9 +2,11 @@
 // and datagrams, split in two where the path is too narrow (protocol 2 and 5).
 //
 // It hands over what arrives and knows no request by meaning: what a request or a datagram says, who may ask for what, and which
-// relays to connect to is decided by its users (path, session, router). It retries nothing and never waits for the network on behalf of a datagram.
+// relays to connect to is decided by its users (path, session, router). It repeats a lost datagram once and nothing else, and never waits for the network on
+// behalf of a datagram. Of a datagram's content it looks at the hop id, to be fair between paths.
 //
-// Bottom to top: [deframer] and message (stream.go), splitter and joiner (splitter.go) are pure. conn (conn.go) is one
+// Bottom to top: [deframer] and message (stream.go), splitter and joiner (splitter.go), datagramQueue (fair.go) and flight (repair.go) are pure. hook.go
+// joins them to a quic-go that leaves its datagrams to us (overlay); over the original one all works, slower and without repair. conn (conn.go) is one
 // QUIC connection and the goroutines around it; [QUIC] (quic.go) is the socket, which listens and dials; tls.go makes its TLS
 // configurations. [Peers] (peers.go) keeps one preferred connection a relay over any [Wire]; it is all that most of the program sees.
 package link

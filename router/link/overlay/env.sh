@@ -60,7 +60,7 @@ esac
 mkdir -p .cache
 made=.cache/made
 from="$root $version $top"
-if [ "$(cat $made 2>/dev/null)" != "$from" ] || [ ! -e .cache/overlay/overlay.json ] || [ ! -e .cache/go.mod ] ||
+if [ "$(cat $made 2>/dev/null)" != "$from" ] || [ ! -e .cache/overlay/overlay.json ] || [ ! -e .cache/go.mod ] || [ ! -e .cache/quic-go/go.mod ] ||
 	[ -n "$(find router/link/overlay go.mod go.sum -newer $made)" ]; then
 	touch .cache/before
 	PATH=$root/bin:$PATH GOTOOLCHAIN=local GOFLAGS= GOMODCACHE=$modcache go run ./router/link/overlay .cache
