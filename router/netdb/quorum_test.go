@@ -90,6 +90,25 @@ func TestQuorumBegins(t *testing.T) {
 	if got := q.Round([]RIDAnswer{in(1, a, c), in(2, a, c)}, known, now); !slices.Equal(got, []key.Public{a, c}) {
 		t.Errorf("both relays of two agree: %v", got)
 	}
+	// Two thirds of nine are not enough, more are.
+	twenty := make([]key.Public, 20)
+	for i := range twenty {
+		twenty[i] = key.Public{100, byte(i)}
+	}
+	for _, x := range []struct{ relays, liars int }{{8, 8}, {9, 6}, {9, 7}} {
+		q = Quorum{}
+		var got []key.Public
+		for i := range x.relays { // one a round: each has the majority of its own
+			ids := slices.Clone(twenty)
+			if i >= x.relays-x.liars {
+				ids = append(ids, c)
+			}
+			got = q.Round([]RIDAnswer{in(byte(i), ids...)}, twenty, now)
+		}
+		if believed := slices.Contains(got, c); believed != (x.liars == 7) {
+			t.Errorf("%d of %d list a key: believed %v", x.liars, x.relays, believed)
+		}
+	}
 	// Votes age, and only the latest sixteen count.
 	q = Quorum{}
 	for i := range 2 * quorumSize {
