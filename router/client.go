@@ -20,6 +20,9 @@ import (
 const (
 	ridsInterval = 5 * time.Minute
 	ridsRetry    = 30 * time.Second
+
+	slowDial     = 400 * time.Millisecond // of a dial to an edge, until another one is begun beside it
+	maxEdgeDials = 16                     // at a time
 )
 
 // client is the role of a client: edges, what it knows of the network, and the endpoints that share them.
@@ -60,9 +63,7 @@ func (c *client) run(ctx context.Context) error {
 		now := time.Now()
 		n.beat.Store(now.UnixNano())
 		n.peers.Tick(now)
-		for _, rc := range c.paths.MoreEdges(n.peers.Pending(), func(id key.Public) bool { return n.peers.Get(id) != nil }) {
-			n.peers.Connect(rc.ID)
-		}
+		c.dialEdges(now)
 		c.paths.Tick(now)
 		for _, e := range c.list() {
 			e.Sessions.Tick(now)
@@ -79,6 +80,18 @@ func (c *client) run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		}
+	}
+}
+
+// dialEdges begins the dials that are due. One that takes longer than slowDial counts no more: its relay may be dead, which shows after 10 s only, and paths wait for edges.
+func (c *client) dialEdges(now time.Time) {
+	peers := c.n.peers
+	all, slow := peers.Dials(now.Add(-slowDial))
+	if all >= maxEdgeDials {
+		return
+	}
+	for _, rc := range c.paths.MoreEdges(all-slow, func(id key.Public) bool { return !peers.Idle(id, now) }) {
+		peers.Connect(rc.ID)
 	}
 }
 

@@ -69,6 +69,7 @@ type relay struct {
 	both    time.Time // since when in and out are there
 
 	dialling  bool          // a dial is pending; set before Run too
+	began     time.Time     // the dial, while dialling
 	settled   chan struct{} // while dialling: closed when that is over or a connection came
 	waiting   int           // requests that wait for settled
 	queue     []command
@@ -171,6 +172,29 @@ func (p *Peers) Pending() int {
 	return p.dials
 }
 
+// Dials returns the number of dials that are going on, and of those among them that were begun before a time.
+func (p *Peers) Dials(before time.Time) (all, slow int) {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	for _, r := range p.relays {
+		if r.dialling {
+			all++
+			if r.began.Before(before) {
+				slow++
+			}
+		}
+	}
+	return all, slow
+}
+
+// Idle says whether Connect would start a dial to a relay: there is no connection, no dial and no back-off.
+func (p *Peers) Idle(id key.Public, now time.Time) bool {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	r := p.relays[id]
+	return r == nil || p.best(r) == nil && !r.dialling && !now.Before(r.retry)
+}
+
 // Datagram sends b on the preferred connection to a relay; it never dials and never blocks. Without a connection b is dropped and counted.
 func (p *Peers) Datagram(to key.Public, b *packet.Buffer) {
 	if c := p.Get(to); c != nil {
@@ -217,7 +241,7 @@ func (p *Peers) reach(id key.Public, wait func(*relay) error) (Conn, error) {
 		if r == nil {
 			r = p.relay(id)
 		}
-		r.dialling = true
+		r.dialling, r.began = true, time.Now()
 		if p.ctx != nil {
 			p.dials++
 			p.dialled.Go(func() { p.dial(r, addr) })

@@ -196,6 +196,15 @@ func TestPeersQueue(t *testing.T) {
 		if w.dials() != 1 || p.Pending() != 1 || p.Get(id) != nil || len(p.Connected()) != 0 {
 			t.Errorf("%d dials, %d pending", w.dials(), p.Pending())
 		}
+		dialled := time.Now()
+		for before, slow := range map[time.Time]int{dialled: 0, dialled.Add(1): 1} {
+			if all, got := p.Dials(before); all != 1 || got != slow {
+				t.Errorf("%d dials, %d of them slow, want %d", all, got, slow)
+			}
+		}
+		if p.Idle(id, dialled) || !p.Idle(keyAt(98), dialled) {
+			t.Error("idle while it is dialled")
+		}
 		wg.Wait()
 		c := p.Get(id).(*fakeConn)
 		p.Datagram(id, bufferOf([]byte("somebody")))
@@ -206,6 +215,9 @@ func TestPeersQueue(t *testing.T) {
 		}
 		if p.Pending() != 0 || len(p.Connected()) != 1 || p.DropNoLink() != 1 || p.Connect(id) != nil || w.dials() != 1 {
 			t.Error("after the dial")
+		}
+		if all, _ := p.Dials(time.Now()); all != 0 || p.Idle(id, time.Now()) {
+			t.Error("idle while it is connected")
 		}
 		if err := p.Command(keyAt(99), "x", nil); err != ErrUnknown {
 			t.Errorf("no contact: %v", err)
