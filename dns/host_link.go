@@ -29,14 +29,14 @@ func (l Link) ranges() (out []netip.Prefix) {
 	return out
 }
 
-// HostConfig is what the daemon's part needs. Link and Log must be set.
+// HostConfig is what the daemon's part needs. All but Place, Want and Adopt must be set.
 type HostConfig struct {
 	Place    Place
 	Want     Method
-	Listen   []netip.AddrPort // of our name server
-	Upstream []netip.AddrPort // as configured
-	Link     func() Link      // as it is now
-	// Adopt is told which resolvers to ask for other names, when all names come to us and the configuration names none. It may be nil.
+	Listen   []netip.AddrPort        // of our name server
+	Upstream func() []netip.AddrPort // as configured
+	Link     func() Link             // as it is now
+	// Adopt is told which resolvers to ask for other names, when all names come to us and the configuration names none; none, when that ends. It may be nil.
 	Adopt func([]netip.AddrPort)
 	Log   *slog.Logger
 }
@@ -63,7 +63,7 @@ const (
 	firstRetry = time.Second      // after a failure; doubled each time
 	lastRetry  = time.Minute      // up to this
 	revertTime = 2 * time.Second  // for undoing it at the end
-	settleTime = 30 * time.Second // see Run
+	settleTime = 15 * time.Second // to look once more after the start
 )
 
 // NewHost makes it; Run starts it.
@@ -90,7 +90,7 @@ func (h *Host) Status() HostStatus {
 }
 
 func (h *Host) world(ctx context.Context) World {
-	return h.c.Place.Look(ctx, World{Want: h.c.Want, Enabled: true, Listen: h.c.Listen, Upstream: h.c.Upstream})
+	return h.c.Place.Look(ctx, World{Want: h.c.Want, Enabled: true, Listen: h.c.Listen, Upstream: h.c.Upstream()})
 }
 
 // decide looks at the host and says what changed since the last time.
@@ -102,8 +102,12 @@ func (h *Host) decide(ctx context.Context) Decision {
 	if d.Method != MethodResolved {
 		h.status.Applied, h.status.Problem = false, ""
 	}
-	adopt := len(h.c.Upstream) == 0 && !slices.Equal(h.adopted, d.Upstream)
-	h.adopted = d.Upstream
+	upstream := d.Upstream
+	if len(h.c.Upstream()) > 0 {
+		upstream = nil
+	}
+	adopt := !slices.Equal(h.adopted, upstream)
+	h.adopted = upstream
 	h.mu.Unlock()
 	if news {
 		h.c.Log.Info("resolver of this host", "method", d.Method, "why", strings.Join(d.Reasons, "; "))
@@ -112,7 +116,7 @@ func (h *Host) decide(ctx context.Context) Decision {
 		}
 	}
 	if adopt && h.c.Adopt != nil {
-		h.c.Adopt(d.Upstream)
+		h.c.Adopt(upstream)
 	}
 	return d
 }
@@ -135,8 +139,8 @@ func (h *Host) note(applied bool, err error) {
 	}
 }
 
-// Run keeps the host's resolver told until ctx ends, and takes back what it told systemd-resolved. It fails never: without it the daemon works, for programs that
-// ask it by themselves. The host is looked at again every minute, since resolvers come and go; and after a minute's half, as at boot they come while we start.
+// Run keeps the host's resolver told until ctx ends, and takes back what it told systemd-resolved. It never fails: without it the daemon works, for programs that
+// ask it by themselves. The host is looked at again every minute, since resolvers come and go, and the first time sooner: at boot they come while we start.
 func (h *Host) Run(ctx context.Context) error {
 	retry, wait := firstRetry, settleTime
 	for ctx.Err() == nil {

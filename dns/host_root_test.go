@@ -258,7 +258,7 @@ func attend(t *testing.T, b *testBus, files tree, link func() Link) *attended {
 	p := plant(t, files)
 	p.Bus = b.address()
 	a := &attended{t: t, log: &bytes.Buffer{}}
-	a.Host = NewHost(HostConfig{Place: p, Listen: addrPorts("127.3.2.1"), Link: link, Log: slog.New(slog.NewTextHandler(a.log, nil))})
+	a.Host = NewHost(HostConfig{Place: p, Listen: addrPorts("127.3.2.1"), Link: link, Upstream: func() []netip.AddrPort { return nil }, Log: slog.New(slog.NewTextHandler(a.log, nil))})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error)
 	go func() { done <- a.Run(ctx) }()

@@ -53,6 +53,7 @@ type host struct {
 	wire    *link.QUIC
 	dns     *dns.Server
 	sockets *dns.Sockets
+	hostDNS hostDNS
 	served  atomic.Pointer[[]*hostEndpoint] // see endpoints
 	kept    map[string]netif.Kept           // by keepName: of the last run, or of a service that has been removed
 
@@ -116,7 +117,7 @@ const (
 //  2. Node: node database, links, paths, sessions. It connects and builds paths while the next steps are done.
 //  3. TUN: unreachable routes, addresses, interface up; written to the state file before (host_folder.go).
 //  4. Pump between TUN and sessions, and the watch over addresses.
-//  5. Name server, on sockets of our own or those that a service manager has opened before.
+//  5. Name server, on sockets of our own or those that a service manager has opened before; then the host's resolver is told (host_dns.go).
 //  6. Control socket.
 //  7. READY=1; from now on the loop: signals, the network file, the watchdog.
 //
@@ -307,6 +308,7 @@ func (h *host) openClient(ctx context.Context) (err error) {
 		return err
 	}
 	h.parts.run("name server", answerLimit, h.dns.Run)
+	h.openHostDNS()
 	return nil
 }
 

@@ -137,7 +137,13 @@ func (h *host) applyAddresses() error {
 	if err := h.saveAddresses(time.Now()); err != nil {
 		return err
 	}
-	return h.device.Apply(h.ranges())
+	if err := h.device.Apply(h.ranges()); err != nil {
+		return err
+	}
+	if h.hostDNS.way != nil {
+		h.hostDNS.way.Changed()
+	}
+	return nil
 }
 
 // addService makes the endpoint of a service.

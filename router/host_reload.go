@@ -78,7 +78,7 @@ func (h *host) reloadConfig(c *config.Config) {
 			err = h.setServices(c.Service)
 		case "dns.upstream":
 			if h.dns != nil {
-				err = h.dns.SetUpstream(c.DNS.Upstream)
+				err = h.setUpstream(c.DNS.Upstream)
 			}
 			if err == nil {
 				now.DNS.Upstream = c.DNS.Upstream

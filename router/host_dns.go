@@ -1,0 +1,53 @@
+package router
+
+import (
+	"net/netip"
+	"sync/atomic"
+
+	"lokinetd/dns"
+)
+
+// hostDNS is how the programs of the host come to ask the name server.
+type hostDNS struct {
+	way     *dns.Host                        // nil: not our business
+	adopted atomic.Pointer[[]netip.AddrPort] // resolvers for other names that way has found; nil: none
+}
+
+// openHostDNS keeps the host's resolver told, from when the name server listens until before it goes.
+func (h *host) openHostDNS() {
+	device, ok := h.device.(interface{ Index() int })
+	if !ok {
+		return // an interface that the kernel does not know
+	}
+	log := h.log.With("mod", "dns")
+	h.hostDNS.way = dns.NewHost(dns.HostConfig{
+		Want: dns.Method(h.config.DNS.Host), Listen: h.sockets.Addrs(), Upstream: h.upstream, Log: log,
+		Link: func() dns.Link {
+			l := dns.Link{Name: h.device.Name(), Index: device.Index()}
+			for _, e := range h.endpoints {
+				_, own4, own6 := e.addrs.Self()
+				for _, own := range []netip.Prefix{own4, own6} {
+					if own.IsValid() {
+						l.Own = append(l.Own, own)
+					}
+				}
+			}
+			return l
+		},
+		Adopt: func(found []netip.AddrPort) {
+			h.hostDNS.adopted.Store(&found)
+			if err := h.setUpstream(h.upstream()); err != nil {
+				log.Warn("the host's former resolvers cannot be asked for other names", "err", err)
+			}
+		},
+	})
+	h.parts.run("resolver of the host", answerLimit, h.hostDNS.way.Run)
+}
+
+// setUpstream makes the name server ask these for other names; if there are none, those that the host asked before all names came to us.
+func (h *host) setUpstream(configured []netip.AddrPort) error {
+	if found := h.hostDNS.adopted.Load(); len(configured) == 0 && found != nil {
+		configured = *found
+	}
+	return h.dns.SetUpstream(configured)
+}
