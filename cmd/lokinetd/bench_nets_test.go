@@ -289,19 +289,20 @@ DataDirectory %s
 	torAuthority = `AuthoritativeDirectory 1
 V3AuthoritativeDirectory 1
 ContactInfo bench
-TestingV3AuthInitialVotingInterval 20
-TestingV3AuthInitialVoteDelay 4
-TestingV3AuthInitialDistDelay 4
-V3AuthVotingInterval 60
-V3AuthVoteDelay 10
-V3AuthDistDelay 10
+TestingV3AuthInitialVotingInterval %d
+TestingV3AuthInitialVoteDelay 8
+TestingV3AuthInitialDistDelay 8
+V3AuthVotingInterval 1200
+V3AuthVoteDelay 20
+V3AuthDistDelay 20
 TestingDirAuthVoteExit *
 TestingDirAuthVoteHSDir *
 TestingDirAuthVoteGuard *
 TestingMinExitFlagThreshold 0
 ConsensusParams cc_alg=2
 `
-	torPatience = 100 * time.Second // for each of torTries
+	torVoting   = 30                // seconds
+	torPatience = 150 * time.Second // for each of torTries
 	torTries    = 3
 )
 
@@ -412,10 +413,12 @@ func tryTor(ctx context.Context, dir, program string) (_ *system, err error) {
 		c.Stderr = os.Stderr
 		return c, c.Start()
 	}
+	// Consensuses are valid from whole half minutes on, and voted on 16 s before. The first vote is to come when all relays are known: about half a minute from now.
+	time.Sleep(time.Duration(45-time.Now().Second()%torVoting) * time.Second % (torVoting * time.Second))
 	for i, a := range addrs {
 		more := fmt.Sprintf("Nickname r%d\nAddress %v\nORPort %v:5000\nSocksPort 0\nExitPolicy accept 10.0.0.0/8:*\nExitPolicyRejectPrivate 0\n", i+1, a.Addr(), a.Addr())
 		if i < torAuthorities {
-			more += fmt.Sprintf("DirPort %v:7000\n", a.Addr()) + torAuthority
+			more += fmt.Sprintf("DirPort %v:7000\n", a.Addr()) + fmt.Sprintf(torAuthority, torVoting)
 		}
 		if _, err := start(l.Node, fmt.Sprintf("r%d", i+1), more); err != nil {
 			return nil, err
