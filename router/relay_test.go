@@ -394,14 +394,15 @@ func TestRelayFindAndForward(t *testing.T) {
 		}
 		// Silence ends after the ten seconds of a request.
 		last.answer = nil
-		var late reply
-		g.r.PathRequest(id, "find_cc", netdb.EncodeFindCC(b, 3), func(body []byte) { late = reply{string(body), false, true} })
+		var late atomic.Pointer[reply]
+		late.Store(&reply{})
+		g.r.PathRequest(id, "find_cc", netdb.EncodeFindCC(b, 3), func(body []byte) { late.Store(&reply{string(body), false, true}) })
 		time.Sleep(link.RequestTimeout - time.Millisecond)
 		synctest.Wait()
-		expect(t, "silence, too early", late, reply{})
+		expect(t, "silence, too early", *late.Load(), reply{})
 		time.Sleep(2 * time.Millisecond)
 		synctest.Wait()
-		expect(t, "silence", late, said1("TIMEOUT"))
+		expect(t, "silence", *late.Load(), said1("TIMEOUT"))
 
 		// Clients before 1.0.2 name no place: all four are asked, the first that has it counts, and a failure only when all have failed.
 		says := func(text string) func(context.Context, string, []byte) ([]byte, error) {
