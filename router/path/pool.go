@@ -570,7 +570,7 @@ func describe(err error) string {
 
 const (
 	quickPings  = 3
-	minPatience = 750 * time.Millisecond
+	minPatience = time.Second
 	maxPatience = 5 * time.Second
 	slowBuild   = 3 * time.Second
 )

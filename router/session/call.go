@@ -17,17 +17,17 @@ import (
 const (
 	initWait     = 2 * time.Second // an init without an accept is sent again after 2, 4, 8, 16, 16 ... s, a fifth more or less
 	initWaitMax  = 16 * time.Second
-	grace        = 10 * time.Second        // an init's keys are kept so long after its accept, for another one of the same init
-	acceptTries  = 16                      // accepts that are opened for one init
-	quietUnsure  = 5 * time.Second         // we send and nothing comes: see doubt
-	quietMin     = 1200 * time.Millisecond // the same with a remote that was heard before: six round trips to the pivot, within these
+	grace        = 10 * time.Second // an init's keys are kept so long after its accept, for another one of the same init
+	acceptTries  = 16               // accepts that are opened for one init
+	quietUnsure  = 5 * time.Second  // we send and nothing comes: see doubt
+	quietMin     = time.Second      // the same with a remote that was heard before: six round trips to the pivot, within these
 	quietMax     = 5 * time.Second
 	unsureMax    = 32 * time.Second // the same again after twice as long, up to this
 	sureMax      = 8 * time.Second
 	widest       = 2           // paths more than usual, while nothing is heard
 	least        = time.Minute // a detour must have so much left
 	contactStale = 10 * time.Minute
-	insistEvery  = 500 * time.Millisecond
+	insistEvery  = 500 * time.Millisecond // see insist
 	insistTimes  = 8
 )
 
@@ -398,7 +398,7 @@ func (t *Table) doubt(c *call, now time.Time) {
 	if s.sure.Load() {
 		first, most = quietTime(c.path), sureMax
 		if heard.After(c.doubted) && c.doubts > 0 {
-			c.doubts, c.patience, c.tried = 0, 0, nil
+			c.doubts, c.patience, c.tried, c.seen = 0, 0, nil, nil
 			t.widen(c, 0)
 		}
 	}
@@ -446,7 +446,7 @@ func (t *Table) doubt(c *call, now time.Time) {
 // anew takes a path that came since we last doubted: it is likelier to lead to the remote than those that were there.
 func (t *Table) anew(c *call, now time.Time) bool {
 	for _, p := range c.pool.paths(now) {
-		if p == c.path || slices.Contains(c.seen, p) {
+		if p == c.path || slices.Contains(c.seen, p) || p.expiry().Sub(now) < least {
 			continue
 		}
 		c.seen, c.tried = append(c.seen, p), append(c.tried, p)
