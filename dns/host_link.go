@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/godbus/dbus/v5"
+
+	"lokinetd/router/key"
 )
 
 // Link is our network interface: where systemd-resolved hangs our domains.
@@ -29,7 +31,7 @@ func (l Link) ranges() (out []netip.Prefix) {
 	return out
 }
 
-// HostConfig is what the daemon's part needs. All but Place, Want and Adopt must be set.
+// HostConfig is what the daemon's part needs. Listen, Upstream, Link and Log must be set.
 type HostConfig struct {
 	Place    Place
 	Want     Method
@@ -39,6 +41,8 @@ type HostConfig struct {
 	// Adopt is told which resolvers to ask for other names, when all names come to us and the configuration names none; none, when that ends. It may be nil.
 	Adopt func([]netip.AddrPort)
 	Log   *slog.Logger
+	// Keep leaves systemd-resolved told when Run ends: for an interface that outlives us, or goes with us, which it notices by itself.
+	Keep bool
 }
 
 // HostStatus says how programs of this host come to ask us.
@@ -139,7 +143,7 @@ func (h *Host) note(applied bool, err error) {
 	}
 }
 
-// Run keeps the host's resolver told until ctx ends, and takes back what it told systemd-resolved. It never fails: without it the daemon works, for programs that
+// Run keeps the host's resolver told until ctx ends, and then takes back what it told systemd-resolved, unless Keep is set. It never fails: without it the daemon works, for programs that
 // ask it by themselves. The host is looked at again every minute, since resolvers come and go, and the first time sooner: at boot they come while we start.
 func (h *Host) Run(ctx context.Context) error {
 	retry, wait := firstRetry, settleTime
@@ -188,6 +192,9 @@ func (h *Host) attend(ctx context.Context) error {
 		return err
 	}
 	defer func() {
+		if h.c.Keep {
+			return
+		}
 		late, cancel := context.WithTimeout(context.WithoutCancel(ctx), revertTime)
 		defer cancel()
 		if err := r.revert(late); err != nil {
@@ -212,7 +219,7 @@ func (h *Host) attend(ctx context.Context) error {
 				continue
 			}
 			if s.Body[2] == "" {
-				r.link = Link{}
+				r.link, r.owner = Link{}, ""
 				h.note(false, errors.New("dns: systemd-resolved has ended"))
 				continue
 			}
@@ -240,7 +247,8 @@ func (h *Host) attend(ctx context.Context) error {
 type resolved struct {
 	bus     *dbus.Conn
 	servers []netip.AddrPort
-	link    Link // that it has been told about; zero: none
+	link    Link   // that it has been told about; zero: none
+	owner   string // the connection that knew link as ours
 }
 
 // The arguments of its methods.
@@ -275,10 +283,18 @@ const (
 
 // knows checks that the link of that number is ours for systemd-resolved too. A bus may lead out of our network namespace, and there the number is somebody
 // else's link; its interface tells no names of links. So it is asked whose our address is, without asking others: only if that is an address of that
-// link, it says so. Fails with what it answered.
+// link, it says so. It does not do that for a link that it already asks for our ranges; then it is ours if this process has checked it before, or if it bears our
+// name servers and our domain, which an earlier process has put there after the check. Fails with what it answered.
 func (r *resolved) knows(ctx context.Context, l Link) error {
 	if len(l.Own) == 0 {
 		return fmt.Errorf("dns: interface %s has no address", l.Name)
+	}
+	var owner string
+	if err := r.bus.BusObject().CallWithContext(ctx, "org.freedesktop.DBus.GetNameOwner", 0, resolvedName).Store(&owner); err != nil {
+		return fmt.Errorf("dns: systemd-resolved: %w", explain(err))
+	}
+	if owner == r.owner && l.Index == r.link.Index {
+		return nil
 	}
 	var names []struct {
 		Index int32
@@ -287,17 +303,21 @@ func (r *resolved) knows(ctx context.Context, l Link) error {
 	var flags uint64
 	a := l.Own[0].Addr()
 	err := r.call(ctx, "ResolveAddress", int32(l.Index), family(a), a.AsSlice(), uint64(noNetwork)).Store(&names, &flags)
-	if err == nil && flags&synthetic != 0 {
+	if err == nil {
+		err = errors.New("it answers from elsewhere")
 		for _, n := range names {
-			if int(n.Index) == l.Index {
-				return nil
+			if int(n.Index) == l.Index && flags&synthetic != 0 {
+				err = nil
 			}
 		}
 	}
-	if err == nil {
-		err = errors.New("it answers from elsewhere")
+	if err != nil {
+		if has, at, _, look := r.look(ctx, l); look != nil || !slices.Contains(has, resolvedDomain{key.TLDLoki, true}) || !r.at(at) || len(at) != len(r.servers) {
+			return fmt.Errorf("dns: systemd-resolved does not know %v as the address of interface %d, %s: %w", a, l.Index, l.Name, explain(err))
+		}
 	}
-	return fmt.Errorf("dns: systemd-resolved does not know %v as the address of interface %d, %s: %w", a, l.Index, l.Name, explain(err))
+	r.owner, r.link = owner, Link{Index: l.Index}
+	return nil
 }
 
 func family(a netip.Addr) int32 {
@@ -387,37 +407,56 @@ func (r *resolved) keep(ctx context.Context, l Link) error {
 	return r.apply(ctx, l)
 }
 
+// look reads what of a link matters.
+func (r *resolved) look(ctx context.Context, l Link) (has []resolvedDomain, at []resolvedServerOld, defaultRoute bool, err error) {
+	var path dbus.ObjectPath
+	if err = r.call(ctx, "GetLink", int32(l.Index)).Store(&path); err == nil {
+		ctx, cancel := context.WithTimeout(ctx, callTime)
+		defer cancel()
+		var all map[string]dbus.Variant
+		err = r.bus.Object(resolvedName, path).CallWithContext(ctx, "org.freedesktop.DBus.Properties.GetAll", dbus.FlagNoAutoStart, resolvedName+".Link").Store(&all)
+		if err == nil {
+			for name, to := range map[string]any{"Domains": &has, "DNS": &at, "DefaultRoute": &defaultRoute} {
+				v, ok := all[name]
+				if !ok {
+					err = errors.Join(err, fmt.Errorf("it does not tell %s", name))
+				} else {
+					err = errors.Join(err, v.Store(to))
+				}
+			}
+		}
+	}
+	if err != nil {
+		err = fmt.Errorf("dns: systemd-resolved: %w", explain(err))
+	}
+	return has, at, defaultRoute, err
+}
+
+// at reports whether all our name servers are among these.
+func (r *resolved) at(servers []resolvedServerOld) bool {
+	for _, s := range r.servers {
+		if !slices.ContainsFunc(servers, func(o resolvedServerOld) bool { return slices.Equal(o.Address, s.Addr().AsSlice()) }) {
+			return false
+		}
+	}
+	return true
+}
+
 // differs says in what that matters the link is not as apply leaves it; "": in nothing.
 func (r *resolved) differs(ctx context.Context, l Link) (string, error) {
-	var path dbus.ObjectPath
-	if err := r.call(ctx, "GetLink", int32(l.Index)).Store(&path); err != nil {
-		return "", fmt.Errorf("dns: systemd-resolved: %w", explain(err))
-	}
-	ctx, cancel := context.WithTimeout(ctx, callTime)
-	defer cancel()
-	var all map[string]dbus.Variant
-	if err := r.bus.Object(resolvedName, path).CallWithContext(ctx, "org.freedesktop.DBus.Properties.GetAll", dbus.FlagNoAutoStart, resolvedName+".Link").Store(&all); err != nil {
-		return "", fmt.Errorf("dns: systemd-resolved: %w", explain(err))
-	}
-	var has []resolvedDomain
-	var at []resolvedServerOld
-	if v, ok := all["Domains"]; !ok || v.Store(&has) != nil {
-		return "it tells nothing about domains", nil
-	}
-	if v, ok := all["DNS"]; !ok || v.Store(&at) != nil {
-		return "it tells nothing about name servers", nil
+	has, at, defaultRoute, err := r.look(ctx, l)
+	if err != nil {
+		return "", err
 	}
 	for _, d := range domains(l) {
 		if !slices.Contains(has, d) {
 			return "~" + d.Name + " is not among the interface's domains", nil
 		}
 	}
-	for _, s := range r.servers {
-		if !slices.ContainsFunc(at, func(o resolvedServerOld) bool { return slices.Equal(o.Address, s.Addr().AsSlice()) }) {
-			return s.String() + " is not the interface's name server", nil
-		}
-	}
-	if v, ok := all["DefaultRoute"].Value().(bool); ok && v {
+	switch {
+	case !r.at(at):
+		return list(r.servers) + " is not the interface's name server", nil
+	case defaultRoute:
 		return "the interface is a default route for names", nil
 	}
 	return "", nil

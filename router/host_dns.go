@@ -34,6 +34,8 @@ func (h *host) openHostDNS() {
 			}
 			return l
 		},
+		// Under a service manager the interface stays while we are away, or goes before what "lokinetd dns revert --hold" has put in its place.
+		Keep: h.sys.managed && h.config.DNS.Hold,
 		Adopt: func(found []netip.AddrPort) {
 			h.hostDNS.adopted.Store(&found)
 			if err := h.setUpstream(h.upstream()); err != nil {

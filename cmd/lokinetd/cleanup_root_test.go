@@ -25,6 +25,7 @@ import (
 // lonely is a host in a namespace whose daemon reaches nobody.
 type lonely struct {
 	t    *testing.T
+	lab  *lab.Lab
 	node *lab.Node
 	dir  string
 	cmd  *lab.Cmd
@@ -40,7 +41,7 @@ func newLonely(t *testing.T) *lonely {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { l.Close() })
-	h := &lonely{t: t, dir: t.TempDir()}
+	h := &lonely{t: t, lab: l, dir: t.TempDir()}
 	if h.node, err = l.AddNode(lab.NodeConfig{Name: "host", Addrs: []netip.Prefix{netip.MustParsePrefix("10.77.0.2/24")}}); err != nil {
 		t.Fatal(err)
 	}

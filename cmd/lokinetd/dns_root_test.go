@@ -1,0 +1,274 @@
+//go:build root
+
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	mdns "github.com/miekg/dns"
+
+	"lokinetd/netif"
+	"lokinetd/netif/lab"
+)
+
+// spy is a resolver elsewhere: it answers every name and remembers it.
+type spy struct {
+	mu    sync.Mutex
+	names []string
+}
+
+func (s *spy) ServeDNS(w mdns.ResponseWriter, q *mdns.Msg) {
+	name := strings.ToLower(q.Question[0].Name)
+	s.mu.Lock()
+	s.names = append(s.names, name)
+	s.mu.Unlock()
+	r := new(mdns.Msg).SetReply(q)
+	if q.Question[0].Qtype == mdns.TypeA {
+		r.Answer = []mdns.RR{&mdns.A{Hdr: mdns.RR_Header{Name: q.Question[0].Name, Rrtype: mdns.TypeA, Class: mdns.ClassINET, Ttl: 1}, A: net.IPv4(192, 0, 2, 80)}}
+	}
+	w.WriteMsg(r)
+}
+
+// heard gives what of ours it was asked.
+func (s *spy) heard() (ours []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, n := range s.names {
+		for _, zone := range []string{"loki.", "sesh.", "snode.", "16.172.in-addr.arpa.", "use-application-dns.net."} {
+			if n == zone || strings.HasSuffix(n, "."+zone) {
+				ours = append(ours, n)
+			}
+		}
+	}
+	return ours
+}
+
+// newSpy lets it answer at 10.77.0.9.
+func newSpy(t *testing.T, l *lab.Lab) *spy {
+	node, err := l.AddNode(lab.NodeConfig{Name: "spy", Addrs: []netip.Prefix{netip.MustParsePrefix("10.77.0.9/24")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := node.Listen("udp4", "10.77.0.9:53")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pc, err := net.FilePacketConn(f)
+	f.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &spy{}
+	server := &mdns.Server{PacketConn: pc, Handler: s}
+	go server.ActivateAndServe()
+	t.Cleanup(func() { server.Shutdown() })
+	return s
+}
+
+// sh runs a script in the node and returns what it prints.
+func (h *lonely) sh(script string) string {
+	h.t.Helper()
+	out, err := h.node.Command("sh", "-c", script).CombinedOutput()
+	if err != nil {
+		h.t.Fatalf("%s: %v\n%s", script, err, out)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// background starts a program of the node that lives as long as the test.
+func (h *lonely) background(args ...string) *lab.Cmd {
+	h.t.Helper()
+	c := h.node.Command(args...)
+	log := &bytes.Buffer{}
+	c.Stdout, c.Stderr = log, log
+	if err := c.Start(); err != nil {
+		h.t.Fatal(err)
+	}
+	h.t.Cleanup(func() {
+		c.Signal(syscall.SIGKILL)
+		c.Wait()
+		if h.t.Failed() {
+			h.t.Logf("%s:\n%s", args[0], log)
+		}
+	})
+	return c
+}
+
+// command runs lokinetd in the node.
+func (h *lonely) command(code int, args ...string) string {
+	h.t.Helper()
+	out, err := h.node.Self(append(args, "-c", h.at("lokinetd.toml"))...).CombinedOutput()
+	got := 0
+	if e, ok := err.(*lab.ExitError); ok {
+		got = e.Code
+	} else if err != nil {
+		h.t.Fatal(err)
+	}
+	if got != code {
+		h.t.Fatalf("lokinetd %s: exit code %d, want %d\n%s", strings.Join(args, " "), got, code, out)
+	}
+	return string(out)
+}
+
+// until waits for a text in what a script prints.
+func (h *lonely) until(script, text string) string {
+	h.t.Helper()
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		out, _ := h.node.Command("sh", "-c", script).CombinedOutput()
+		if strings.Contains(string(out), text) {
+			return string(out)
+		}
+		if time.Now().After(end) {
+			h.t.Fatalf("%s: no %q in\n%s", script, text, out)
+		}
+	}
+}
+
+const nodeBus = `<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN" "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
+<busconfig><type>system</type><listen>unix:path=/run/dbus/system_bus_socket</listen><auth>EXTERNAL</auth>
+<policy context="default"><allow user="*"/><allow own="*"/><allow send_destination="*"/><allow receive_sender="*"/></policy></busconfig>
+`
+
+// TestResolver: Debian's own systemd-resolved, over a bus in a namespace, sends our names to the daemon and all others to the host's resolver, a spy, which never hears
+// ours: while the daemon starts, works without a path, while systemd-resolved is started anew, after kill -9 with the service manager's doings, and while it is stopped.
+// LOKINETD_RESOLVED is the program.
+func TestResolver(t *testing.T) {
+	program := os.Getenv("LOKINETD_RESOLVED")
+	if program == "" {
+		program, _ = filepath.Abs("../../.cache/debian/systemd-resolved/lib/systemd/systemd-resolved")
+	}
+	if _, err := os.Stat(program); err != nil {
+		t.Fatalf("%v (.ci/run root fetches it)", err)
+	}
+	h := newLonely(t)
+	seen := newSpy(t, h.lab)
+	if err := os.WriteFile(h.at("bus.conf"), []byte(nodeBus), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	h.sh(`cd /etc && for f in passwd group systemd; do cp -rL .host/$f $f.own && rm $f && mv $f.own $f; done
+grep -q ^systemd-resolve: passwd || echo "systemd-resolve:x:990:990::/:/usr/sbin/nologin" >>passwd
+grep -q ^systemd-resolve: group || echo "systemd-resolve:x:990:" >>group
+mkdir -p systemd && printf '[Resolve]\nDNS=10.77.0.9\nFallbackDNS=\n' >systemd/resolved.conf
+chown systemd-resolve: /run/systemd/resolve
+echo 'nameserver 127.0.0.53' >resolv.conf`)
+	h.background("dbus-daemon", "--config-file="+h.at("bus.conf"), "--nofork", "--nopidfile")
+	h.until("ls /run/dbus", "system_bus_socket")
+	resolved := h.background(program)
+	h.until("dig +short +time=1 +tries=1 www.example.net", "192.0.2.80")
+	h.command(4, "dns", "status") // no daemon yet
+
+	asks := func(when, rcode string) {
+		t.Helper()
+		for _, name := range []string{"blog.loki", strings.Repeat("y", 52) + ".snode"} {
+			out, _ := h.node.Command("dig", "+time=6", "+tries=1", name).CombinedOutput()
+			if !strings.Contains(string(out), rcode) {
+				t.Errorf("%s: %s: no %s in\n%s", when, name, rcode, out)
+			}
+		}
+		if out := h.sh("dig +short www.example.net"); out != "192.0.2.80" {
+			t.Errorf("%s: www.example.net: %s", when, out)
+		}
+		if ours := seen.heard(); len(ours) > 0 {
+			t.Errorf("%s: the resolver elsewhere was asked %q", when, ours)
+		}
+	}
+	h.start(nil)
+	h.until("dig +short +time=2 +tries=1 localhost.loki", "172.16.0.1")
+	h.command(0, "dns", "apply")
+	if out := h.command(0, "dns", "status"); !strings.Contains(out, "resolver of this host: resolved") || !strings.Contains(out, "in effect: yes") {
+		t.Errorf("dns status: %s", out)
+	}
+	asks("no path", "SERVFAIL")
+	if out := h.sh("dig +short -x 172.16.0.1"); !strings.HasSuffix(out, ".loki.") {
+		t.Errorf("our own address is %q", out)
+	}
+	if out := h.sh("dig use-application-dns.net"); !strings.Contains(out, "NXDOMAIN") {
+		t.Errorf("the browsers' canary: %s", out)
+	}
+
+	if err := resolved.Signal(syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	resolved.Wait()
+	h.background(program)
+	start := time.Now()
+	h.until("dig +short +time=1 +tries=1 localhost.loki @127.0.0.53", "172.16.0.1")
+	t.Logf("systemd-resolved sent our names to us %v after its restart", time.Since(start).Round(time.Millisecond))
+
+	// As the unit does at a stop: ExecStop, the end, ExecStopPost.
+	if out := h.command(0, "dns", "revert", "--hold"); !strings.Contains(out, netif.HoldName) {
+		t.Errorf("dns revert --hold: %s", out)
+	}
+	h.end(syscall.SIGTERM)
+	h.command(0, "dns", "revert", "--hold")
+	seen.forget() // between its restart and our telling it, systemd-resolved knew nothing of our names
+	asks("stopped", "SERVFAIL")
+	h.start(nil)
+	h.command(0, "dns", "apply")
+	h.until("dig +short +time=2 +tries=1 localhost.loki", "172.16.0.1")
+	if out := h.sh("ip -o link"); strings.Contains(out, netif.HoldName) {
+		t.Errorf("the placeholder is still there: %s", out)
+	}
+	h.end(syscall.SIGTERM)
+	h.command(0, "dns", "revert")
+	if out := h.sh("ip -o link"); strings.Contains(out, "lokinet") {
+		t.Errorf("left behind: %s", out)
+	}
+}
+
+func (s *spy) forget() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.names = nil
+}
+
+// TestResolverFile: all names come to us by resolv.conf, and those of others are asked of the resolver that was in it before.
+func TestResolverFile(t *testing.T) {
+	h := newLonely(t)
+	seen := newSpy(t, h.lab)
+	conf, err := os.ReadFile(h.at("lokinetd.toml"))
+	if err == nil {
+		err = os.WriteFile(h.at("lokinetd.toml"), append(conf, "[dns]\nhost = \"file\"\n"...), 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := "search example.net\nnameserver 10.77.0.9"
+	h.sh(fmt.Sprintf("rm -f /etc/resolv.conf; printf '%%b\\n' %q >/etc/resolv.conf", before))
+	if out := h.command(1, "dns", "apply"); !strings.Contains(out, "is the daemon running?") {
+		t.Errorf("without a daemon: %s", out)
+	}
+	h.start(nil)
+	h.command(0, "dns", "apply")
+	if out := h.command(0, "dns", "status"); !strings.Contains(out, "other names are asked of: 10.77.0.9:53") || !strings.Contains(out, "in effect: yes") {
+		t.Errorf("dns status: %s", out)
+	}
+	h.until("getent ahostsv4 www.example.net", "192.0.2.80")
+	if out := h.sh("getent ahostsv4 localhost.loki"); !strings.Contains(out, "172.16.0.1") {
+		t.Errorf("localhost.loki: %s", out)
+	}
+	h.node.Command("getent", "ahostsv4", "blog.loki").Run()
+
+	// Killed and started again: the former resolver is still known.
+	h.end(syscall.SIGKILL)
+	h.start(nil)
+	h.until("getent ahostsv4 www2.example.net", "192.0.2.80")
+	h.end(syscall.SIGTERM)
+	h.command(0, "dns", "revert")
+	if out := h.sh("cat /etc/resolv.conf; ls /etc | grep lokinetd || true"); out != before {
+		t.Errorf("after it: %q", out)
+	}
+	if ours := seen.heard(); len(ours) > 0 {
+		t.Errorf("the resolver elsewhere was asked %q", ours)
+	}
+}
