@@ -32,7 +32,7 @@ import (
 // on. It says what it sees, line by line, and all that is checked here is what it says and what our side says. Without the libraries the
 // tests fail: .ci/run ngtcp2 installs them.
 
-const patience = 15 * time.Second
+const patience = 20 * time.Second
 
 var program = sync.OnceValues(func() ([]byte, error) {
 	dir, err := os.MkdirTemp("", "ngtcp2")
@@ -675,4 +675,33 @@ func TestNgtcp2Resets(t *testing.T) {
 	newOurs(t, sec, o.addr, true, nil)
 	f.do("request 0 ping -")
 	f.await("closed", "0", "reset")
+}
+
+// TestNgtcp2IdleResets: the same when nothing is sent but what keeps a link between relays alive, every 10 s: packets long enough to be answered by a reset (protocol 5
+// section 5.2), in both directions.
+func TestNgtcp2IdleResets(t *testing.T) {
+	sec := key.Generate()
+	self := sec.Public()
+	dialled := newForeign(t)
+	dialled.do("allow %x", self[:])
+	o := newOurs(t, sec, netip.AddrPort{}, false, nil)
+	if _, err := o.dial(dialled, dialled.key, link.Relay); err != nil {
+		t.Fatal(err)
+	}
+	dialling := newForeign(t)
+	registered := func(k key.Public) bool { return k == dialling.key }
+	listening := newOurs(t, sec, netip.AddrPort{}, true, registered)
+	dialling.do("dial %d %x Session_Router_R show", listening.addr.Port(), self[:])
+	listening.opened()
+
+	dialled.stop()
+	dialled.start()
+	listening.lose.Store(100)
+	listening.stop()
+	newOurs(t, sec, listening.addr, true, registered)
+
+	if err := take(t, "end", o.ends); !errors.Is(err, link.ErrReset) {
+		t.Errorf("C was restarted: %v", err)
+	}
+	dialling.await("closed", "0", "reset")
 }
