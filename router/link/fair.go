@@ -50,7 +50,7 @@ type queued struct {
 }
 
 type flow struct {
-	head, tail int32 // valid when bytes > 0 or it is linked
+	head, tail int32 // valid while n > 0
 	n, bytes   int
 	credit     int // bytes left of its turn
 	next       int8
@@ -281,7 +281,8 @@ func (c *crowd) wait() <-chan struct{} {
 	return c.room
 }
 
-// corkMax is how many datagrams are pushed between two times that signals are given, while they are held back. As many go out in one call.
+// corkMax is how many datagrams are pushed between two times that signals are given, while they are held back. As many go out in one call. Measured with 6 us
+// of work before each push, as at a client: 7.1 us a datagram for both ends of a link instead of 8.1; a relay gains nothing and loses nothing.
 const corkMax = 16
 
 // cork holds back the signals of an endpoint's queues while more is about to be pushed: a connection that is woken for the first of many sends
