@@ -41,11 +41,9 @@ import (
 // system is one of them, running.
 type system struct {
 	name  string
-	route route     // from the client to the service
-	guest *lab.Node // where the client is
-	roles map[string][]int
-	hops  string // between client and service, in words
-	cpu   string // what the CPU figures count, in words
+	route route            // from the client to the service
+	guest *lab.Node        // where the client is
+	roles map[string][]int // processes
 	close func()
 
 	// fresh starts a client that has never run (cold), or the same one again, with the program first beside it.
@@ -55,6 +53,9 @@ type system struct {
 	// path is what the present circuits or paths are, in words.
 	path func() string
 }
+
+// order is the order of roles in the report.
+var order = []string{"relays", "client", "service"}
 
 // run runs a traffic program where the client is.
 func (s *system) run(result any, args ...string) error {
@@ -158,7 +159,7 @@ func (l *lines) expect(word string, patience time.Duration, result any) (string,
 // Ours: the demo's network. profiles is a directory for CPU profiles, or empty.
 func startOurs(ctx context.Context, dir string) (_ *system, err error) {
 	d := &demoNet{a: &app{out: os.Stdout, err: os.Stderr}, dir: dir, operator: key.Generate()}
-	s := &system{name: "lokinetd", cpu: "10 relays, the client's and the service's lokinetd"}
+	s := &system{name: oursName}
 	s.close = func() {
 		if d.lab != nil {
 			d.lab.Close()
@@ -172,6 +173,7 @@ func startOurs(ctx context.Context, dir string) (_ *system, err error) {
 	if err := d.relays(); err != nil {
 		return nil, err
 	}
+	context.AfterFunc(ctx, s.close)
 	host, err := d.client("host", "10.77.0.101", "[[service]]\nname = \"web\"\nports = [\"tcp/80\", \"udp/80\"]\necho = true\n")
 	if err != nil {
 		return nil, err
@@ -354,7 +356,8 @@ func tryTor(ctx context.Context, dir, program string) (_ *system, err error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &system{name: "Tor", cpu: "10 relays (3 of them directory authorities), the client's and the service's tor", close: func() { l.Close() }}
+	context.AfterFunc(ctx, func() { l.Close() }) // whoever waits for a command, does no longer
+	s := &system{name: torName, close: func() { l.Close() }}
 	defer func() {
 		if err != nil {
 			l.Close()
@@ -579,12 +582,13 @@ func torCircuits(socket, purpose string) []int {
 }
 
 // wireguard-go: two ends, no relay, no anonymity: what TUN and cipher alone cost.
-func startWireguard(ctx context.Context, dir string) (_ *system, err error) {
+func startWireguard(ctx context.Context) (_ *system, err error) {
 	l, err := lab.New(lab.NodeConfig{})
 	if err != nil {
 		return nil, err
 	}
-	s := &system{name: "wireguard-go", cpu: "both ends' wireguard-go", roles: map[string][]int{}, close: func() { l.Close() }}
+	context.AfterFunc(ctx, func() { l.Close() })
+	s := &system{name: wgName, roles: map[string][]int{}, close: func() { l.Close() }}
 	defer func() {
 		if err != nil {
 			l.Close()

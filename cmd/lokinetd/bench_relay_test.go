@@ -67,7 +67,7 @@ type alone struct {
 
 const crowdAddrs = 12 // of those who open many links: a relay takes 128 from one
 
-func newAlone(dir string) (*alone, error) {
+func newAlone(ctx context.Context, dir string) (*alone, error) {
 	var addrs []netip.Prefix
 	for i := range 3 + crowdAddrs {
 		addrs = append(addrs, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 79, 0, byte(1 + i)}), 24))
@@ -91,8 +91,11 @@ func newAlone(dir string) (*alone, error) {
 		os.WriteFile(a.in("bench.network"), raw, 0o600), os.WriteFile(a.in("alone.toml"), []byte(text), 0o600)); err != nil {
 		return nil, err
 	}
-	a.Lab, err = lab.New(lab.NodeConfig{Addrs: addrs})
-	return a, err
+	if a.Lab, err = lab.New(lab.NodeConfig{Addrs: addrs}); err != nil {
+		return nil, err
+	}
+	context.AfterFunc(ctx, func() { a.Close() })
+	return a, nil
 }
 
 func (a *alone) in(name string) string { return filepath.Join(a.dir, name) }
@@ -125,8 +128,8 @@ func (a *alone) program(name string, args ...string) (*lines, error) {
 }
 
 // relayBench measures one kind of relay, saturated and with sparse datagrams. profiles is the directory for a CPU profile of the saturated relay, or empty.
-func relayBench(dir string, bare bool, lasts time.Duration, profiles string) (full, sparse forwarding, err error) {
-	a, err := newAlone(dir)
+func relayBench(ctx context.Context, dir string, bare bool, lasts time.Duration, profiles string) (full, sparse forwarding, err error) {
+	a, err := newAlone(ctx, dir)
 	if err != nil {
 		return full, sparse, err
 	}
@@ -167,7 +170,7 @@ type crowd struct {
 
 // relaySize lets many clients connect to a relay and then build many paths that end there.
 func relaySize(ctx context.Context, dir string) (c crowd, err error) {
-	a, err := newAlone(dir)
+	a, err := newAlone(ctx, dir)
 	if err != nil {
 		return c, err
 	}

@@ -154,7 +154,7 @@ func (b *bench) relayAlone() {
 			if b.failed(name, os.Mkdir(dir, 0o700)) {
 				return
 			}
-			full, sparse, err := relayBench(dir, bare, *benchFor, profiles)
+			full, sparse, err := relayBench(b.ctx, dir, bare, *benchFor, profiles)
 			if b.failed(name, err) {
 				continue
 			}
@@ -212,7 +212,7 @@ func (b *bench) networks(only []string) {
 			return startTor(b.ctx, dir, program)
 		}},
 		{"lokinetd", func(dir string) (*system, error) { return startOurs(b.ctx, dir) }},
-		{"wireguard", func(dir string) (*system, error) { return startWireguard(b.ctx, dir) }},
+		{"wireguard", func(string) (*system, error) { return startWireguard(b.ctx) }},
 	} {
 		if !slices.Contains(only, n.part) || b.ctx.Err() != nil {
 			continue
@@ -271,12 +271,14 @@ func (s *system) used(role string) (sum float64) {
 }
 
 func (b *bench) memory(s *system, when string) {
-	for role, pids := range s.roles {
+	for _, role := range order {
 		most := 0.0
-		for _, pid := range pids {
+		for _, pid := range s.roles[role] {
 			most = max(most, rssOf(pid))
 		}
-		b.report.add(s.name, memoryOf(role, when), most)
+		if most > 0 {
+			b.report.add(s.name, memoryOf(role, when), most)
+		}
 	}
 }
 
@@ -295,8 +297,10 @@ func (b *bench) round(s *system) {
 		b.report.add(s.name, name, r.Mbps)
 		if costs && r.Bytes > 0 {
 			gb := float64(r.Bytes) / 1e9
-			for role, used := range before {
-				b.report.add(s.name, costOf(name, role), (s.used(role)-used)/gb)
+			for _, role := range append([]string{""}, order...) {
+				if role == "" || s.roles[role] != nil {
+					b.report.add(s.name, costOf(name, role), (s.used(role)-before[role])/gb)
+				}
 			}
 		}
 	}
