@@ -63,6 +63,7 @@ type call struct {
 	patience time.Duration // until the next time; only a message of the remote ends it, not an accept
 	tried    []onion       // paths that were taken in this silence
 	seen     []onion       // paths that were there when we last did something
+	strayed  time.Time     // when we last took another path because of it
 }
 
 // pending is an init of ours for which an accept may come.
@@ -413,12 +414,13 @@ func (t *Table) doubt(c *call, now time.Time) {
 		return
 	}
 	if now.Before(last.Add(min(max(first, c.patience), most))) {
-		if s.sure.Load() && c.doubts > 0 && now.Sub(c.doubted) > quietTime(c.path)/2 && t.anew(c, now) {
+		tested := t.when(s.said.Load()).After(c.strayed) && now.Sub(c.strayed) > quietTime(c.path)/2 // the present path, a little
+		if s.sure.Load() && c.doubts > 0 && tested && t.anew(c, now) {
 			t.sendSwitch(c, now)
 		}
 		return
 	}
-	c.doubted = now
+	c.doubted, c.strayed = now, now
 	c.doubts++
 	c.patience = min(max(first, c.patience), most)
 	if c.doubts > 1 || !s.sure.Load() {
@@ -450,7 +452,7 @@ func (t *Table) anew(c *call, now time.Time) bool {
 			continue
 		}
 		c.seen, c.tried = append(c.seen, p), append(c.tried, p)
-		c.detour = p
+		c.detour, c.strayed = p, now
 		return t.move(c, p)
 	}
 	return false

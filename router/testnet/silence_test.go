@@ -34,9 +34,9 @@ func routes(a, b *Host) (all [][]key.Public) {
 // TestSilentDeath: a relay on the way of a session dies without a word, under one message a second each way, which are repeated after 1, 2, 4 s. The silence is
 // short, whether the relay is on one or on all of the ways that there are, and nothing is lost.
 func TestSilentDeath(t *testing.T) {
-	const some, all = "some", "all"
-	// The longest time between two answers, in which it is usually one second. What is typical is logged: 3 and 4 s.
-	limit := map[string]time.Duration{some: 6 * time.Second, all: 15 * time.Second}
+	const one, more = "the way in use", "others or all of the ways too"
+	// The longest time between two answers, in which it is usually one second. What is typical is logged: 3 s and 4 s.
+	limit := map[string]time.Duration{one: 6 * time.Second, more: 20 * time.Second}
 	runs := 25
 	if raceEnabled || testing.Short() {
 		runs = 2
@@ -65,9 +65,9 @@ func TestSilentDeath(t *testing.T) {
 						hit++
 					}
 				}
-				what := all
-				if hit < len(ways) {
-					what = some
+				what := more
+				if hit == 1 && len(ways) > 1 {
+					what = one
 				}
 				time.Sleep(time.Duration(rng.Int64N(int64(5 * time.Second))))
 				forth.f.longest()
@@ -92,9 +92,9 @@ func TestSilentDeath(t *testing.T) {
 	}
 	for what, d := range silences {
 		slices.Sort(d)
-		t.Logf("%s of the ways: %d deaths, silent for %v, %v, %v (median, 90 %%, most)", what, len(d), d[len(d)/2], d[len(d)*9/10], d[len(d)-1])
+		t.Logf("on %s: %d deaths, silent for %v, %v, %v (median, 90 %%, most)", what, len(d), d[len(d)/2], d[len(d)*9/10], d[len(d)-1])
 	}
-	if d := silences[some]; runs > 2 && (len(d) < 10 || d[len(d)*9/10] > 4100*time.Millisecond) {
+	if d := silences[one]; runs > 2 && (len(d) < 10 || d[len(d)*9/10] > 4100*time.Millisecond) {
 		t.Errorf("one death in ten makes a longer silence than 4 s: %v", d)
 	}
 }
