@@ -56,7 +56,7 @@ BENCHARGS ?=
 bench: .cache/env ## all that is measured, beside Tor and wireguard-go: 20 minutes, as root (BENCH=quick: 4 minutes)
 	@status=0; \
 	$(MAKE) bench-go || status=$$?; \
-	$(with) go test -run '^$$' -bench '^Benchmark(Forward|Cipher)$$' -benchmem -benchtime $(BENCHTIME) -count $(BENCHCOUNT) ./router/link ./router/seal | tee -a build/bench-go.txt || status=$$?; \
+	$(with) go test -run '^$$' -bench '^Benchmark(Ratio|Cipher)$$' -benchmem -benchtime $(BENCHTIME) -count $(BENCHCOUNT) ./router/link ./router/seal | tee -a build/bench-go.txt || status=$$?; \
 	$(MAKE) bench-net BENCHARGS="-micro build/bench-go.txt $(BENCHARGS)" || status=$$?; \
 	exit $$status
 
