@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -305,7 +306,7 @@ func TestRelayPublish(t *testing.T) {
 				t.Fatal(name + ": something was stored")
 			}
 		}
-		for _, n := range []int{-1, 4, 1 << 40} {
+		for _, n := range []int{-1, 4, math.MaxInt32} {
 			expect(t, fmt.Sprintf("location %d", n), over(netdb.EncodePublishCC(good, n)), said1("INVALID PUBLISH LOCATION"))
 		}
 		expect(t, "as old as may be", over(netdb.EncodePublishCC(sealed(t, here, now.Add(-1380*time.Second)), place)), said1("OK"))
@@ -354,7 +355,7 @@ func TestRelayFindAndForward(t *testing.T) {
 		expect(t, "without a location", ask(netdb.EncodeFindCC(blinded, netdb.AnyLocation)), found)
 		body := netdb.EncodeFindCC(blinded, place)
 		cut(body, func(part []byte) { expect(t, "cut", g.over(path.ID{2}, "find_cc", part), said1("ERROR")) })
-		for _, n := range []int{-2, 4, 1 << 40} {
+		for _, n := range []int{-2, 4, math.MaxInt32} {
 			expect(t, fmt.Sprintf("location %d", n), ask(netdb.EncodeFindCC(blinded, n)), said1("ERROR"))
 		}
 		for _, body := range []string{"d1:ki5ee", "d1:k31:" + strings.Repeat("x", 31) + "e", string(bt.NewDict(nil).Bytes("k", blinded[:]).String("n", "1").End())} {
