@@ -24,6 +24,8 @@
 //   - A BADCOOKIE is never sent over TCP, where the client's address is proven.
 //   - Upstreams are always asked with RD and with EDNS options of our own.
 //
-// The package resolves nothing itself: names, addresses and sessions are the business of Source, which package router implements. It does not
-// tell the host to use it.
+// The package resolves nothing itself: names, addresses and sessions are the business of Source, which package router implements.
+//
+// Beside the server, and knowing nothing of it but its addresses, stands what makes the programs of the host ask it (host*.go): a pure function chooses the way, the
+// daemon tells systemd-resolved over D-Bus, and what needs root is done by another process, `lokinetd dns`. docs/dns.md explains it to people.
 package dns

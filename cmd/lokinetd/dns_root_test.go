@@ -34,7 +34,7 @@ func (s *spy) ServeDNS(w mdns.ResponseWriter, q *mdns.Msg) {
 	s.mu.Unlock()
 	r := new(mdns.Msg).SetReply(q)
 	if q.Question[0].Qtype == mdns.TypeA {
-		r.Answer = []mdns.RR{&mdns.A{Hdr: mdns.RR_Header{Name: q.Question[0].Name, Rrtype: mdns.TypeA, Class: mdns.ClassINET, Ttl: 1}, A: net.IPv4(192, 0, 2, 80)}}
+		r.Answer = []mdns.RR{&mdns.A{Hdr: mdns.RR_Header{Name: q.Question[0].Name, Rrtype: mdns.TypeA, Class: mdns.ClassINET, Ttl: 1}, A: net.IPv4(93, 184, 215, 14)}}
 	}
 	w.WriteMsg(r)
 }
@@ -164,7 +164,7 @@ echo 'nameserver 127.0.0.53' >resolv.conf`)
 	h.background("dbus-daemon", "--config-file="+h.at("bus.conf"), "--nofork", "--nopidfile")
 	h.until("ls /run/dbus", "system_bus_socket")
 	resolved := h.background(program)
-	h.until("dig +short +time=1 +tries=1 www.example.net", "192.0.2.80")
+	h.until("dig +short +time=1 +tries=1 www.example.net", "93.184.215.14")
 	h.command(4, "dns", "status") // no daemon yet
 
 	asks := func(when, rcode string) {
@@ -175,7 +175,7 @@ echo 'nameserver 127.0.0.53' >resolv.conf`)
 				t.Errorf("%s: %s: no %s in\n%s", when, name, rcode, out)
 			}
 		}
-		if out := h.sh("dig +short www.example.net"); out != "192.0.2.80" {
+		if out := h.sh("dig +short www.example.net"); out != "93.184.215.14" {
 			t.Errorf("%s: www.example.net: %s", when, out)
 		}
 		if ours := seen.heard(); len(ours) > 0 {
@@ -253,7 +253,7 @@ func TestResolverFile(t *testing.T) {
 	if out := h.command(0, "dns", "status"); !strings.Contains(out, "other names are asked of: 10.77.0.9:53") || !strings.Contains(out, "in effect: yes") {
 		t.Errorf("dns status: %s", out)
 	}
-	h.until("getent ahostsv4 www.example.net", "192.0.2.80")
+	h.until("getent ahostsv4 www.example.net", "93.184.215.14")
 	if out := h.sh("getent ahostsv4 localhost.loki"); !strings.Contains(out, "172.16.0.1") {
 		t.Errorf("localhost.loki: %s", out)
 	}
@@ -262,7 +262,7 @@ func TestResolverFile(t *testing.T) {
 	// Killed and started again: the former resolver is still known.
 	h.end(syscall.SIGKILL)
 	h.start(nil)
-	h.until("getent ahostsv4 www2.example.net", "192.0.2.80")
+	h.until("getent ahostsv4 www2.example.net", "93.184.215.14")
 	h.end(syscall.SIGTERM)
 	h.command(0, "dns", "revert")
 	if out := h.sh("cat /etc/resolv.conf; ls /etc | grep lokinetd || true"); out != before {
@@ -270,5 +270,74 @@ func TestResolverFile(t *testing.T) {
 	}
 	if ours := seen.heard(); len(ours) > 0 {
 		t.Errorf("the resolver elsewhere was asked %q", ours)
+	}
+}
+
+// snippet is a block of docs/dns.md that is marked as tested.
+func snippet(t *testing.T, name string) string {
+	t.Helper()
+	doc, err := os.ReadFile("../../docs/dns.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, after, ok := strings.Cut(string(doc), "<!-- tested: "+name+" -->\n```\n")
+	text, _, end := strings.Cut(after, "```\n")
+	if !ok || !end {
+		t.Fatalf("docs/dns.md has no snippet for %s", name)
+	}
+	return text
+}
+
+// TestSnippets runs what docs/dns.md says about other resolvers with those of Debian: they send our names to the daemon, all others to a spy, which never hears ours. Where
+// they validate, they do so, with the root's real key: that our domains do not exist there must not matter.
+func TestSnippets(t *testing.T) {
+	const anchor = `. IN DS 20326 8 2 E06D44B80B8F1D39A95C0B0D7C65D08458E880409BBC683457104237C7F8EC8D`
+	for _, c := range []struct {
+		name, conf string
+		command    []string
+	}{
+		{"dnsmasq", "no-resolv\nserver=10.77.0.9\nlisten-address=127.0.0.1\nbind-interfaces\nstop-dns-rebind\n" + snippet(t, "dnsmasq"),
+			[]string{"dnsmasq-base/usr/sbin/dnsmasq", "--keep-in-foreground", "--user=root", "--pid-file=", "--conf-file=CONF"}},
+		{"unbound", "server:\n interface: 127.0.0.1\n username: \"\"\n chroot: \"\"\n directory: \"\"\n pidfile: \"\"\n use-syslog: no\n private-address: 172.16.0.0/12\n trust-anchor: \"" + anchor + "\"\n domain-insecure: \"net\"\n" +
+			"remote-control:\n control-enable: no\nforward-zone:\n name: \".\"\n forward-addr: 10.77.0.9\n" + snippet(t, "unbound"),
+			[]string{"unbound/usr/sbin/unbound", "-d", "-c", "CONF"}},
+		{"bind9", "options {\n directory \"DIR\"; pid-file none; session-keyfile none; listen-on { 127.0.0.1; }; listen-on-v6 { none; }; recursion yes; forwarders { 10.77.0.9; }; dnssec-validation auto;\n" +
+			snippet(t, "bind9 options") + "};\ncontrols { };\n" + snippet(t, "bind9"),
+			[]string{"bind9/usr/sbin/named", "-g", "-c", "CONF"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			h := newLonely(t)
+			seen := newSpy(t, h.lab)
+			program, _ := filepath.Abs("../../.cache/debian/" + c.command[0])
+			if _, err := os.Stat(program); err != nil {
+				t.Fatalf("%v (.ci/run root fetches it)", err)
+			}
+			if err := os.WriteFile(h.at("conf"), []byte(strings.ReplaceAll(c.conf, "DIR", h.dir)), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			h.start(nil)
+			args := []string{program}
+			for _, arg := range c.command[1:] {
+				args = append(args, strings.ReplaceAll(arg, "CONF", h.at("conf")))
+			}
+			h.background(args...)
+			h.until("dig +cd +short +time=1 +tries=1 @127.0.0.1 www.example.net", "93.184.215.14")
+			h.until("dig +short +time=3 +tries=1 @127.0.0.1 localhost.loki", "172.16.0.1")
+			for ask, want := range map[string]string{
+				"localhost.sesh":          "172.16.0.1",
+				"blog.loki":               "SERVFAIL",
+				"use-application-dns.net": "NXDOMAIN",
+				"-x 172.16.0.1":           ".loki.",
+			} {
+				start := time.Now()
+				if out := h.sh("dig +time=60 +tries=1 @127.0.0.1 " + ask); !strings.Contains(out, want) {
+					t.Errorf("%s: no %s in\n%s", ask, want, out)
+				}
+				t.Logf("%s took %v", ask, time.Since(start).Round(10*time.Millisecond))
+			}
+			if ours := seen.heard(); len(ours) > 0 {
+				t.Errorf("the resolver elsewhere was asked %q", ours)
+			}
+		})
 	}
 }
