@@ -341,3 +341,65 @@ func TestSnippets(t *testing.T) {
 		})
 	}
 }
+
+// TestResolverResolvconf: Debian's resolvconf and openresolv make us the only resolver of the host and nobody else is asked for our names; other names are asked of those
+// whom they knew before, and of those whom they come to know. Afterwards all is as it was.
+func TestResolverResolvconf(t *testing.T) {
+	for _, kind := range []string{"resolvconf", "openresolv"} {
+		t.Run(kind, func(t *testing.T) {
+			h := newLonely(t)
+			seen := newSpy(t, h.lab)
+			from, _ := filepath.Abs("../../.cache/debian/" + kind)
+			if _, err := os.Stat(from); err != nil {
+				t.Fatalf("%v (.ci/run root fetches it)", err)
+			}
+			h.sh(`set -e
+mount -t tmpfs own /run
+mount -t overlay own -o lowerdir=` + from + `/sbin:/usr/sbin /usr/sbin
+mount -t overlay own -o lowerdir=` + from + `/lib:/usr/lib /usr/lib
+cp -rL ` + from + `/etc/resolvconf* /etc/
+mkdir -p /run/resolvconf/interface
+if [ ` + kind + ` = resolvconf ]; then ln -sfn ../run/resolvconf/resolv.conf /etc/resolv.conf; resolvconf --enable-updates; else rm /etc/resolv.conf; fi
+echo nameserver 10.77.0.9 | resolvconf -a eth0.dhcp`)
+			before := h.sh("ls -l /etc/resolv.conf | cut -c1; cat /etc/resolv.conf")
+			if !strings.Contains(before, "nameserver 10.77.0.9") {
+				t.Fatal(before)
+			}
+			h.start(nil)
+			for range 2 {
+				if out := h.command(0, "dns", "apply"); !strings.Contains(out, "resolvconf (") {
+					t.Fatal(out)
+				}
+			}
+			if out := h.sh("grep ^nameserver /etc/resolv.conf"); out != "nameserver 127.3.2.1" {
+				t.Errorf("resolv.conf: %s", out)
+			}
+			if out := h.command(0, "dns", "status"); !strings.Contains(out, "in effect: yes") {
+				t.Error(out)
+			}
+			h.until("getent ahostsv4 www.example.net", "93.184.215.14")
+			if out := h.sh("getent ahostsv4 localhost.loki"); !strings.Contains(out, "172.16.0.1") {
+				t.Errorf("localhost.loki: %s", out)
+			}
+			h.node.Command("getent", "ahostsv4", "blog.loki").Run()
+			h.sh("echo nameserver 10.77.0.10 | resolvconf -a eth0.dhcp") // a new lease
+			if out := h.sh("grep ^nameserver /etc/resolv.conf"); out != "nameserver 127.3.2.1" {
+				t.Errorf("resolv.conf after a new lease: %s", out)
+			}
+			if out := h.command(0, "dns", "status"); !strings.Contains(out, "other names are asked of: 10.77.0.10:53\n") {
+				t.Error(out)
+			}
+			h.sh("echo nameserver 10.77.0.9 | resolvconf -a eth0.dhcp")
+			h.end(syscall.SIGTERM)
+			for range 2 {
+				h.command(0, "dns", "revert", "--hold")
+			}
+			if after := h.sh("ls -l /etc/resolv.conf | cut -c1; cat /etc/resolv.conf"); after != before {
+				t.Errorf("before %q, after %q", before, after)
+			}
+			if ours := seen.heard(); len(ours) > 0 {
+				t.Errorf("the resolver elsewhere was asked %q", ours)
+			}
+		})
+	}
+}
