@@ -122,6 +122,10 @@ func (c *Config) checkTogether(d *decoder) {
 		d.fault("network.operator", "has a meaning only with network.file")
 	}
 
+	if n.File != "" && n.Name != Mainnet {
+		d.fault("network.name", "has a meaning only without network.file, which says itself what network it is of")
+	}
+
 	p := &c.Paths
 	if p.MinExpiry > p.AcceptableExpiry {
 		d.fault("paths.min_expiry", "%v is more than acceptable_expiry, which is %v", p.MinExpiry, p.AcceptableExpiry)

@@ -34,6 +34,12 @@ const (
 	RoleRelay  = "relay"
 )
 
+// The public networks.
+const (
+	Mainnet = "session-router"
+	Testnet = "testnet"
+)
+
 // Config is all that can be configured. Every field has been checked; lists may be empty.
 type Config struct {
 	Role    string    `toml:"role" oneof:"client relay"`
@@ -51,9 +57,10 @@ type Config struct {
 
 // Network says which network is joined. With File it is a private one (design section 5); without, the public one, found through Bootstrap.
 type Network struct {
-	File      string     `toml:"file" path:"file"`      // "NAME.network"; "": none
-	Operator  key.Public `toml:"operator"`              // whose signature File bears; zero without File
-	Bootstrap []string   `toml:"bootstrap" path:"file"` // files with signed relay contacts
+	Name      string     `toml:"name" oneof:"session-router mainnet testnet"` // of the public networks, without File; mainnet is session-router
+	File      string     `toml:"file" path:"file"`                            // "NAME.network"; "": none
+	Operator  key.Public `toml:"operator"`                                    // whose signature File bears; zero without File
+	Bootstrap []string   `toml:"bootstrap" path:"file"`                       // files with signed relay contacts
 	Suffix    string     `toml:"suffix" oneof:"loki sesh"`
 }
 
@@ -135,7 +142,7 @@ func defaults() *Config {
 	return &Config{
 		Role:    RoleClient,
 		DataDir: "/var/lib/lokinetd",
-		Network: Network{Suffix: key.TLDLoki},
+		Network: Network{Name: Mainnet, Suffix: key.TLDLoki},
 		Paths: Paths{
 			EdgeConnections: 4, OutboundPaths: 2, ClientHops: 3, InboundPaths: 4, InboundPivotReuse: 1,
 			UniqueRangeSize: 24, AcceptableExpiry: 300 * time.Second, MinExpiry: 60 * time.Second,
@@ -151,6 +158,9 @@ func defaults() *Config {
 
 // finish fills in what follows from other values.
 func (c *Config) finish() {
+	if c.Network.Name == "mainnet" {
+		c.Network.Name = Mainnet
+	}
 	p := &c.Paths
 	if p.RelayHops == 0 {
 		p.RelayHops = min(p.ClientHops+1, 8)

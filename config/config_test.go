@@ -103,7 +103,7 @@ format = "json"
 	}
 	want := &Config{
 		Role: RoleClient, DataDir: "/etc/x/state",
-		Network: Network{File: "/etc/x/home.network", Operator: operator, Bootstrap: []string{"/etc/x/a.signed", "/b.signed"}, Suffix: "sesh"},
+		Network: Network{Name: Mainnet, File: "/etc/x/home.network", Operator: operator, Bootstrap: []string{"/etc/x/a.signed", "/b.signed"}, Suffix: "sesh"},
 		Client:  Client{Key: "/etc/x/me.key"},
 		Paths: Paths{
 			EdgeConnections: 2, OutboundPaths: 3, ClientHops: 8, RelayHops: 8, InboundPaths: 10, InboundHops: 8, InboundPivotReuse: 2, // edges: two strict ones
@@ -188,6 +188,8 @@ func TestErrors(t *testing.T) {
 		// Keys.
 		{"[network]\nfile = \"n\"\noperator = \"abc\"", "x.toml:3: network.operator: want a public key of 64 hexadecimal digits or 52 base32z characters, which may end in .snode"},
 		{"[network]\nfile = \"n\"", "x.toml:1: network.operator: must be set with network.file: the key that signed it, as the operator's `lokinetd key show` prints it"},
+		{"[network]\nname = \"lokinet\"", `x.toml:2: network.name: "lokinet": want "session-router" or "mainnet" or "testnet"`},
+		{"[network]\nname = \"testnet\"\nfile = \"n\"\noperator = \"OPERATOR\"", "x.toml:2: network.name: has a meaning only without network.file, which says itself what network it is of"},
 		{"[network]\noperator = \"OPERATOR\"", "x.toml:2: network.operator: has a meaning only with network.file"},
 		{"[paths]\nblacklist = [\"RELAYA\",\n\"RELAYB\", \"RELAYA.snode\"]", "x.toml:2: paths.blacklist[2]: is the same as paths.blacklist[0]"},
 		{"[paths]\nblacklist = [\"RELAYA.loki\"]", "x.toml:2: paths.blacklist[0]: want a public key of 64 hexadecimal digits or 52 base32z characters, which may end in .snode"},

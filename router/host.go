@@ -40,9 +40,11 @@ type host struct {
 	parts   *stack
 	node    *Node
 
-	networkSeen os.FileInfo                   // of the network file, when it was last looked at
+	networkSeen map[string]os.FileInfo        // of the network file and the bootstrap files, when they were last looked at
+	bootstraps  []*netdb.RelayContact         // of the bootstrap files
 	current     atomic.Pointer[config.Config] // config with what reloads have changed in it
 	ofNetwork   atomic.Pointer[string]        // what the last look at the network file found wrong; nil: nothing
+	ofBootstrap atomic.Pointer[string]        // likewise at the bootstrap files
 	ofConfig    atomic.Pointer[string]        // likewise of the configuration
 
 	// Of a client.
@@ -219,17 +221,14 @@ func (h *host) alive(now time.Time) bool {
 // openNode makes the node and its UDP socket.
 func (h *host) openNode() error {
 	c := h.config
-	if c.Network.File == "" {
-		return errors.New("network.file: the public network cannot be joined yet; give the file of a private network")
-	}
+	relay := c.Role == config.RoleRelay
 	h.networkChanged()
-	file, err := h.readNetwork()
+	file, err := h.findNetwork()
 	if err != nil {
 		return err
 	}
 	nc := NodeConfig{Network: file, Log: h.log}
 	self, listen := key.Public{}, netip.AddrPortFrom(netip.IPv4Unspecified(), 0)
-	relay := c.Role == config.RoleRelay
 	if relay {
 		if nc.Secret, err = loadOrMakeKey(c.Relay.Key); err != nil {
 			return err

@@ -194,5 +194,7 @@ func (n *Node) learn(f *netdb.NetworkFile) {
 	} else if len(f.Relays) > 0 {
 		n.store.SetKnown(f.Relays)
 	}
-	n.store.Bootstrapped(f.Contacts, believesBootstraps(f))
+	if !f.Public() { // there they are only asked: who starts must not be told by the relays that its paths begin with
+		n.store.Bootstrapped(f.Contacts, believesBootstraps(f))
+	}
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -48,6 +49,9 @@ func (h *host) Status() control.Status {
 
 // NetworkWarnings says in plain words what keeps a network from working well, by its file.
 func NetworkWarnings(f *netdb.NetworkFile, now time.Time) (all []string) {
+	if f.Public() {
+		return nil // whether it works shows in what is reached
+	}
 	switch relays := len(f.Relays); netdb.EnoughRelays(relays) {
 	case netdb.TooFew:
 		all = append(all, fmt.Sprintf("relays: %d; a network does not work with fewer than %d, and %d or more are advised", relays, netdb.MinRelays, netdb.AdvisedRelays))
@@ -162,7 +166,12 @@ func (h *host) clientStatus(s *control.Status, now time.Time) {
 // whyNotReady says what stands between a client and its first path, and what to do about it where that is known.
 func (h *host) whyNotReady(edges int) string {
 	n := h.node
-	if n.store.Len() == 0 {
+	switch bootstraps := n.network.Load().Contacts; {
+	case n.store.Len() > 0:
+	case len(bootstraps) == 0:
+		return fmt.Sprintf("no relay's contact is known, and there is no bootstrap file: put a current one at %s, or name it in network.bootstrap (see docs/public-network.md)",
+			filepath.Join(h.config.DataDir, bootstrapFile))
+	default:
 		return "no relay's contact is known, and no bootstrap relay answers"
 	}
 	if edges == 0 {

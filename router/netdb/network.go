@@ -54,6 +54,20 @@ type NetworkFile struct {
 	Operator    key.Public            // who signed it; set by ParseNetworkFile
 }
 
+// Names of the public networks by their ids (protocol 1 section 6.1).
+var publicNames = [...]string{"session-router", "testnet"}
+
+// PublicNetwork describes a public network, which has no file, and of whose relays only some contacts are known at first: where to ask for others.
+// Id 0 is the main one, 1 the one for tests.
+func PublicNetwork(id uint64, bootstraps []*RelayContact) *NetworkFile {
+	return &NetworkFile{Name: publicNames[id], Network: id, UniqueRange: true, Contacts: bootstraps}
+}
+
+// Public says whether f is of PublicNetwork, not of a file.
+func (f *NetworkFile) Public() bool {
+	return f.Network < uint64(len(publicNames)) && len(f.Relays) == 0 && f.Operator.IsZero()
+}
+
 const (
 	flagPrivate     = 1
 	flagUniqueRange = 2

@@ -66,6 +66,7 @@ type Host struct {
 	Node     *router.Node
 	Endpoint *router.Endpoint // of a client
 	wire     wire
+	store    *netdb.Store
 	cancel   context.CancelFunc
 	done     chan struct{}
 	apps     map[key.Address]*Flow // by remote
@@ -114,6 +115,7 @@ func (h *Host) Start() {
 	if err != nil {
 		t.Fatal(err)
 	}
+	h.store = store
 	h.wire = h.net.medium.newWire(t, h.addr, h.Secret, h.relay, store.Registered)
 	options := path.DefaultOptions()
 	options.Profiling = false
