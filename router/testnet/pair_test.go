@@ -79,10 +79,13 @@ func TestBothCall(t *testing.T) {
 	const (
 		latency = 10 * time.Millisecond
 		trip    = 12 * latency // three hops from each side, forth and back
-		repeats = 10           // of each order
 		// A session without use goes after 30 s, which begin again when the remote tells its contact over it.
 		talking = 90 * time.Second
 	)
+	repeats := 10 // of each order
+	if raceEnabled {
+		repeats = 3
+	}
 	buffers := packet.InUse()
 	rng := rand.New(rand.NewPCG(seed(t), 3))
 	for _, c := range []struct {
