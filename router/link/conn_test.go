@@ -31,6 +31,7 @@ type simNet struct {
 	simnet.PerfectRouter
 	drop atomic.Pointer[func(simnet.Packet) bool] // lost in the middle
 	mtu  int                                      // UDP payload that passes; 0: 1400
+	late func(simnet.Packet) time.Duration        // instead of the 5 ms, for nodes made after it was set
 	df   syscall.RawConn                          // not nil: nodes have path MTU discovery
 
 	mu    sync.Mutex
@@ -74,7 +75,7 @@ func (c dfConn) SyscallConn() (syscall.RawConn, error) { return c.raw, nil }
 func (n *simNet) socket(addr netip.AddrPort) net.PacketConn {
 	a := net.UDPAddrFromAddrPort(addr)
 	settings := simnet.LinkSettings{MTU: n.mtu}
-	l := &simnet.SimulatedLink{UplinkSettings: settings, DownlinkSettings: settings, Latency: 5 * time.Millisecond, UploadPacket: n}
+	l := &simnet.SimulatedLink{UplinkSettings: settings, DownlinkSettings: settings, Latency: 5 * time.Millisecond, LatencyFunc: n.late, UploadPacket: n}
 	c := simnet.NewBlockingSimConn(a, l)
 	l.Start()
 	n.AddNode(a, l)

@@ -5,7 +5,7 @@ import _ "embed"
 const quicPath = "github.com/quic-go/quic-go"
 
 // datagrams makes quic-go hand the datagrams of a connection to router/link, which asks for it with HookDatagrams; without that call, all is as
-// before but for the batches and the resets. The new code and the reasons are in the .go.in files.
+// before but for the batches, the resets and what a loss means (congestion.go.in). The new code and the reasons are in the .go.in files.
 var datagrams = patch{
 	of:         "quic-go",
 	writtenFor: "v0.65.0",
@@ -14,6 +14,7 @@ var datagrams = patch{
 		"lokinetd_datagrams.go":                     datagramsAdded,
 		"lokinetd_gro.go":                           groAdded,
 		"internal/ackhandler/lokinetd_datagrams.go": ackhandlerAdded,
+		"internal/congestion/lokinetd_accidents.go": congestionAdded,
 		"internal/wire/lokinetd_datagrams.go":       wireAdded,
 	},
 }
@@ -25,6 +26,8 @@ var (
 	groAdded []byte
 	//go:embed ackhandler.go.in
 	ackhandlerAdded []byte
+	//go:embed congestion.go.in
+	congestionAdded []byte
 	//go:embed wire.go.in
 	wireAdded []byte
 )
@@ -79,6 +82,38 @@ var datagramEdits = []edit{
 		decl:   "type ConnectionStats struct {",
 		marker: "struct {\n",
 		after:  "\tSpuriousLosses atomic.Uint64\n\n",
+	},
+
+	// Losses that are none of congestion.
+	{
+		file:   "internal/congestion/cubic_sender.go",
+		decl:   "type cubicSender struct {",
+		marker: "struct {\n",
+		after:  "\taccidents accidents\n\n",
+	}, {
+		file:   "internal/congestion/cubic_sender.go",
+		decl:   "func newCubicSender(",
+		marker: "\tc := &cubicSender{\n",
+		after:  "\t\taccidents: accidents{rtt: rttStats},\n",
+	}, {
+		file:   "internal/congestion/cubic_sender.go",
+		decl:   "func (c *cubicSender) OnPacketAcked(",
+		marker: "\tif c.InRecovery() {\n",
+		before: "\tc.accidents.onAcked(ackedPacketNumber, c.largestSentPacketNumber)\n",
+	}, {
+		file:   "internal/congestion/cubic_sender.go",
+		decl:   "func (c *cubicSender) OnCongestionEvent(packetNumber protocol.PacketNumber, lostBytes, priorInFlight protocol.ByteCount) {",
+		marker: "\tif c.reno {\n\t\tc.undoState = renoUndoState{\n",
+		before: "\tif lostBytes > 0 && c.accidents.onLost() { // 0: by ECN\n" +
+			"\t\tc.congestionWindow = max(c.congestionWindow-lostBytes, c.minCongestionWindow())\n" +
+			"\t\tc.connStats.CongestionWindow.Store(uint64(c.congestionWindow))\n" +
+			"\t\treturn\n" +
+			"\t}\n",
+	}, {
+		file:   "internal/congestion/cubic_sender.go",
+		decl:   "func (c *cubicSender) maybeIncreaseCwnd(",
+		marker: "\t\tc.numAckedPackets++\n",
+		swap:   "\t\tc.numAckedPackets += c.accidents.growth()\n",
 	},
 
 	// The way in: a frame is handed over where it lies, in the packet.
