@@ -54,6 +54,8 @@ type system struct {
 	path func() string
 }
 
+var errNoClient = errors.New("there is no client")
+
 // order is the order of roles in the report.
 var order = []string{"relays", "client", "service"}
 
@@ -244,8 +246,12 @@ func startOurs(ctx context.Context, dir string) (_ *system, err error) {
 			fresh++
 			var err error
 			if last, err = d.node(fmt.Sprintf("fresh%d", fresh), fmt.Sprintf("10.77.0.%d", 110+fresh), ""); err != nil {
+				last = nil
 				return 0, err
 			}
+		}
+		if last == nil {
+			return 0, errNoClient
 		}
 		last.stop()
 		began := time.Now()
@@ -257,6 +263,9 @@ func startOurs(ctx context.Context, dir string) (_ *system, err error) {
 		return r.At.Sub(began), err
 	}
 	s.names = func() (session, cached float64, err error) {
+		if last == nil {
+			return 0, 0, errNoClient
+		}
 		last.stop()
 		if err := last.start(); err != nil {
 			return 0, 0, err
@@ -417,7 +426,11 @@ func tryTor(ctx context.Context, dir, program string) (_ *system, err error) {
 		return c, c.Start()
 	}
 	// Consensuses are valid from whole half minutes on, and voted on 16 s before. The first vote is to come when all relays are known: about half a minute from now.
-	time.Sleep(time.Duration(45-time.Now().Second()%torVoting) * time.Second % (torVoting * time.Second))
+	select {
+	case <-time.After(time.Duration(45-time.Now().Second()%torVoting) * time.Second % (torVoting * time.Second)):
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 	for i, a := range addrs {
 		more := fmt.Sprintf("Nickname r%d\nAddress %v\nORPort %v:5000\nSocksPort 0\nExitPolicy accept 10.0.0.0/8:*\nExitPolicyRejectPrivate 0\n", i+1, a.Addr(), a.Addr())
 		if i < torAuthorities {
@@ -509,8 +522,12 @@ func tryTor(ctx context.Context, dir, program string) (_ *system, err error) {
 			}
 			fresh++
 			if node, err = l.AddNode(lab.NodeConfig{Name: "fresh", Addrs: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 78, 0, byte(110 + fresh)}), 24)}}); err != nil {
+				node = nil
 				return 0, err
 			}
+		}
+		if node == nil {
+			return 0, errNoClient
 		}
 		name := fmt.Sprintf("fresh%d", fresh)
 		began := time.Now()
@@ -611,7 +628,7 @@ func startWireguard(ctx context.Context) (_ *system, err error) {
 		}
 		c := n.Self("bench", "wg", "-addr", e.inner+"/24", "-set",
 			fmt.Sprintf("private_key=%x\nlisten_port=51820\npublic_key=%x\nendpoint=%s:51820\nallowed_ip=%s/32\n", secret[i], public[1-i], other.addr, other.inner))
-		out := newLines()
+		out := newLines(ctx)
 		c.Stdout, c.Stderr = out, os.Stderr
 		if err := c.Start(); err != nil {
 			return nil, err

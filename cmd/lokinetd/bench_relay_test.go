@@ -61,6 +61,7 @@ type forwarding struct {
 // alone is the lab of one relay, with its keys and configuration in a directory.
 type alone struct {
 	*lab.Lab
+	ctx context.Context // its end ends the lab
 	dir string
 	pid int // of the relay
 }
@@ -84,7 +85,7 @@ func newAlone(ctx context.Context, dir string) (*alone, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &alone{dir: dir}
+	a := &alone{ctx: ctx, dir: dir}
 	text := fmt.Sprintf("role = \"relay\"\ndata_dir = %q\n[network]\nfile = %q\noperator = %q\n[relay]\nlisten = %q\npublic_address = %q\n[control]\nsocket = %q\ngroup = \"\"\n[log]\nlevel = \"*=warn\"\n",
 		dir, a.in("bench.network"), operator.Public(), relayAt, relayAt, a.in("sock"))
 	if err := errors.Join(relay.Save(a.in("relay.key")), end.Save(a.in("end.key")),
@@ -122,7 +123,7 @@ func (a *alone) start(bare bool, env ...string) error {
 // program starts a program that plays the peers, and returns its output.
 func (a *alone) program(name string, args ...string) (*lines, error) {
 	c := a.Self(append([]string{"bench", name, "-relay-key", a.in("relay.key"), "-end-key", a.in("end.key")}, args...)...)
-	out := newLines()
+	out := newLines(a.ctx)
 	c.Stdout, c.Stderr = out, os.Stderr
 	return out, c.Start()
 }

@@ -329,6 +329,9 @@ func (b *bench) round(s *system) {
 			}
 		}
 	}
+	if b.ctx.Err() != nil {
+		return
+	}
 	b.report.Paths[s.name] = s.path()
 	if s.fresh != nil {
 		for _, warm := range []bool{false, true} {

@@ -472,12 +472,13 @@ func measureDNS(_ context.Context, args []string) (any, error) {
 
 // lines is an io.Writer that hands on whole lines; it never blocks.
 type lines struct {
+	ctx  context.Context // of who waits
 	mu   sync.Mutex
 	rest []byte
 	c    chan string
 }
 
-func newLines() *lines { return &lines{c: make(chan string, 64)} }
+func newLines(ctx context.Context) *lines { return &lines{ctx: ctx, c: make(chan string, 64)} }
 
 func (l *lines) Write(p []byte) (int, error) {
 	l.mu.Lock()
@@ -501,6 +502,8 @@ func (l *lines) next(patience time.Duration) (string, error) {
 	select {
 	case s := <-l.c:
 		return s, nil
+	case <-l.ctx.Done():
+		return "", l.ctx.Err()
 	case <-time.After(patience):
 		return "", fmt.Errorf("no line of output after %v", patience)
 	}
