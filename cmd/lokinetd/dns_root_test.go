@@ -403,3 +403,66 @@ echo nameserver 10.77.0.9 | resolvconf -a eth0.dhcp`)
 		})
 	}
 }
+
+// TestResolverNM: Debian's NetworkManager takes up dnsmasq for us and gives it up again.
+func TestResolverNM(t *testing.T) {
+	h := newLonely(t)
+	seen := newSpy(t, h.lab)
+	debian, _ := filepath.Abs("../../.cache/debian")
+	nm, dnsmasq := filepath.Join(debian, "network-manager"), filepath.Join(debian, "dnsmasq-base")
+	for _, dir := range []string{nm, dnsmasq} {
+		if _, err := os.Stat(dir); err != nil {
+			t.Fatalf("%v (.ci/run root fetches it)", err)
+		}
+	}
+	if err := os.WriteFile(h.at("bus.conf"), []byte(nodeBus), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	h.sh(`set -e
+mount -t tmpfs own /run
+mount -t tmpfs own /var/lib
+mount -t sysfs -o ro own /sys
+mount -t overlay own -o lowerdir=` + nm + `/usr/sbin:` + dnsmasq + `/usr/sbin:/usr/sbin /usr/sbin
+mount -t overlay own -o lowerdir=` + nm + `/usr/lib:/usr/lib /usr/lib
+mkdir -p /run/dbus /etc/NetworkManager/conf.d /etc/NetworkManager/dnsmasq.d /etc/NetworkManager/system-connections /var/lib/NetworkManager
+printf '[main]\nplugins=keyfile\n' >/etc/NetworkManager/NetworkManager.conf
+printf '[connection]\nid=home\ntype=ethernet\ninterface-name=eth0\n[ipv4]\nmethod=manual\naddress1=10.77.0.2/24\ndns=10.77.0.9;\n' >/etc/NetworkManager/system-connections/home.nmconnection
+chmod 600 /etc/NetworkManager/system-connections/home.nmconnection
+cp -L /etc/.host/passwd /etc/passwd.own && mv /etc/passwd.own /etc/passwd
+grep -q ^dnsmasq: /etc/passwd || echo "dnsmasq:x:991:65534::/:/usr/sbin/nologin" >>/etc/passwd
+rm -f /etc/resolv.conf`)
+	h.background("dbus-daemon", "--config-file="+h.at("bus.conf"), "--nofork", "--nopidfile")
+	h.until("ls /run/dbus", "system_bus_socket")
+	h.background("NetworkManager", "--no-daemon")
+	h.until("cat /etc/resolv.conf", "nameserver 10.77.0.9")
+	before := h.sh("cat /etc/resolv.conf")
+
+	h.start(nil)
+	for range 2 {
+		if out := h.command(0, "dns", "apply"); !strings.Contains(out, "networkmanager: ") {
+			t.Fatal(out)
+		}
+	}
+	h.until("cat /etc/resolv.conf", "nameserver 127.0.0.1")
+	if out := h.command(0, "dns", "status"); !strings.Contains(out, "in effect: yes") {
+		t.Error(out)
+	}
+	h.until("dig +short +time=2 +tries=1 www.example.net", "93.184.215.14")
+	h.until("dig +short +time=2 +tries=1 localhost.loki", "172.16.0.1")
+	h.node.Command("getent", "ahostsv4", "blog.loki").Run()
+	h.command(0, "dns", "revert", "--hold")
+	h.end(syscall.SIGTERM)
+	h.command(0, "dns", "revert", "--hold")
+	h.until("dig +time=2 +tries=1 blog.loki", "timed out")
+	h.until("dig +short +time=2 +tries=1 www.example.net", "93.184.215.14")
+	if ours := seen.heard(); len(ours) > 0 {
+		t.Errorf("the resolver elsewhere was asked %q", ours)
+	}
+	for range 2 {
+		h.command(0, "dns", "revert")
+	}
+	h.until("cat /etc/resolv.conf", "nameserver 10.77.0.9")
+	if after := h.sh("cat /etc/resolv.conf; find /etc/NetworkManager /run/NetworkManager | grep lokinetd || true"); after != before {
+		t.Errorf("before %q, after %q", before, after)
+	}
+}
