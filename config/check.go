@@ -69,9 +69,10 @@ func (c *Config) check(d *decoder) {
 		if j := slices.IndexFunc(c.Service[:i], func(o Service) bool { return o.Name == s.Name }); j >= 0 && s.Name != "" {
 			d.fault(at+".name", "%q is the name of service[%d] already", s.Name, j)
 		}
-		if len(s.Ports) > maxPorts {
-			d.fault(at+".ports", "%d ports: at most %d", len(s.Ports), maxPorts)
+		if n := len(s.Ports) + len(s.Forward); n > maxPorts {
+			d.fault(at+".ports", "%d ports, with those of forward: at most %d", n, maxPorts)
 		}
+		s.checkForward(d, at+".forward")
 	}
 
 	host := func(at string, a netip.AddrPort) {
@@ -169,7 +170,7 @@ func (c *Config) checkTogether(d *decoder) {
 		name := a.Type().Field(i).Tag.Get("toml")
 		idle := false
 		switch name {
-		case "client", "paths", "tun", "dns", "service":
+		case "client", "paths", "tun", "dns", "proxy", "service":
 			idle = c.Role == RoleRelay
 		case "relay":
 			idle = c.Role == RoleClient

@@ -49,6 +49,7 @@ type Config struct {
 	Paths   Paths     `toml:"paths"`
 	TUN     TUN       `toml:"tun"`
 	DNS     DNS       `toml:"dns"`
+	Proxy   Proxy     `toml:"proxy"`
 	Service []Service `toml:"service"`
 	Relay   Relay     `toml:"relay"`
 	Control Control   `toml:"control"`
@@ -104,12 +105,19 @@ type DNS struct {
 	Hold     bool             `toml:"hold"` // our names stay in while the daemon is stopped
 }
 
+// Proxy is where `lokinetd proxy` listens for programs of this host. Nothing else looks at it.
+type Proxy struct {
+	SOCKS []netip.AddrPort `toml:"socks" port:"1080"` // SOCKS5; empty: none
+	HTTP  []netip.AddrPort `toml:"http" port:"1081"`  // HTTP CONNECT, and http:// by itself; empty: none
+}
+
 // Service is an endpoint with an address of its own that others can call.
 type Service struct {
-	Name  string `toml:"name" reload:"yes"`            // 1 to 32 of a-z, 0-9 and inner hyphens; unique
-	Key   string `toml:"key" path:"file" reload:"yes"` // made when it does not exist
-	Ports []Port `toml:"ports" reload:"yes"`           // all others are closed
-	Echo  bool   `toml:"echo" reload:"yes"`            // answers ping
+	Name    string    `toml:"name" reload:"yes"`            // 1 to 32 of a-z, 0-9 and inner hyphens; unique
+	Key     string    `toml:"key" path:"file" reload:"yes"` // made when it does not exist
+	Ports   []Port    `toml:"ports" reload:"yes"`           // all others are closed, but for those of Forward
+	Forward []Forward `toml:"forward" reload:"yes"`         // what comes to these ports goes on to a local address
+	Echo    bool      `toml:"echo" reload:"yes"`            // answers ping
 }
 
 // Relay is about a relay.
@@ -150,6 +158,7 @@ func defaults() *Config {
 		},
 		TUN:     TUN{Name: "lokinet0"},
 		DNS:     DNS{Enabled: true, Listen: []netip.AddrPort{netip.MustParseAddrPort("127.3.2.1:53")}, Host: "auto", Hold: true},
+		Proxy:   Proxy{SOCKS: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:1080")}, HTTP: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:1081")}},
 		Relay:   Relay{Listen: netip.MustParseAddrPort("0.0.0.0:1190")},
 		Control: Control{Socket: "/run/lokinetd/lokinetd.sock", Group: "lokinet"},
 		Log:     Log{Format: "auto"},
@@ -185,7 +194,10 @@ func (c *Config) finish() {
 const maxFile = 1 << 20
 
 // Load reads and checks a file. The error is an Errors, or of the file system (fs.ErrNotExist and so on).
-func Load(path string) (*Config, error) {
+func Load(path string) (*Config, error) { return LoadOver(defaults(), path) }
+
+// LoadOver is Load with c in the place of what Load takes for what the file does not say. c is the result's from now on.
+func LoadOver(c *Config, path string) (*Config, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("config: %w", err)
@@ -195,14 +207,15 @@ func Load(path string) (*Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("config: %w", err)
 	}
-	return Parse(data, path)
+	return parse(c, data, path)
 }
 
 // Parse checks the content of a file. name is for errors, and relative paths count from its directory. The error is an Errors with all that is
 // wrong; then there is no Config.
-func Parse(data []byte, name string) (*Config, error) {
+func Parse(data []byte, name string) (*Config, error) { return parse(defaults(), data, name) }
+
+func parse(c *Config, data []byte, name string) (*Config, error) {
 	d := &decoder{file: name, dir: filepath.Dir(name)}
-	c := defaults()
 	if d.decode(data, c) {
 		c.check(d)
 		c.finish()

@@ -83,9 +83,13 @@ listen = ["127.0.0.1", "[::1]:5353", "::1"]
 upstream = ["9.9.9.9", "[2620:fe::fe]:53"]
 host = "file"
 hold = false
+[proxy]
+socks = ["127.0.0.1", "[::1]:9050"]
+http = []
 [[service]]
 name = "blog"
 ports = ["tcp/80", "udp/53"]
+forward = ["443->127.0.0.1:8443", "udp/54 -> [::1]:5354"]
 echo = true
 [[service]]
 name = "b"
@@ -115,8 +119,10 @@ format = "json"
 			Listen:   []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:53"), netip.MustParseAddrPort("[::1]:5353"), netip.MustParseAddrPort("[::1]:53")},
 			Upstream: []netip.AddrPort{netip.MustParseAddrPort("9.9.9.9:53"), netip.MustParseAddrPort("[2620:fe::fe]:53")}, Host: "file",
 		},
+		Proxy: Proxy{SOCKS: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:1080"), netip.MustParseAddrPort("[::1]:9050")}},
 		Service: []Service{
-			{Name: "blog", Key: "/etc/x/state/service-blog.key", Ports: []Port{{"tcp", 80}, {"udp", 53}}, Echo: true},
+			{Name: "blog", Key: "/etc/x/state/service-blog.key", Ports: []Port{{"tcp", 80}, {"udp", 53}},
+				Forward: []Forward{{Port{"tcp", 443}, netip.MustParseAddrPort("127.0.0.1:8443")}, {Port{"udp", 54}, netip.MustParseAddrPort("[::1]:5354")}}, Echo: true},
 			{Name: "b", Key: "/keys/b"},
 		},
 		Relay:   Relay{Listen: netip.MustParseAddrPort("0.0.0.0:1190"), Key: "/etc/x/state/relay.key"},
@@ -152,7 +158,7 @@ func TestErrors(t *testing.T) {
 		{"[[service]]\nname = \"a\"\n[[service]]\nname = \"b\"\nport = []", `x.toml:5: service[1].port: unknown key "port" in [[service]]; the nearest known key is ports`},
 		{"[path]\n", `x.toml:1: path: unknown table "path"; the nearest is [paths]`},
 		{"[[services]]\n", `x.toml:1: services: unknown table "services"; the nearest is [[service]]`},
-		{"[exit-node]\n", `x.toml:1: exit-node: unknown table "exit-node"; there are: [network], [client], [paths], [tun], [dns], [[service]], [relay], [control], [log]`},
+		{"[exit-node]\n", `x.toml:1: exit-node: unknown table "exit-node"; there are: [network], [client], [paths], [tun], [dns], [proxy], [[service]], [relay], [control], [log]`},
 		{"[dns.upstreams]\n", `x.toml:1: dns.upstreams: unknown table "upstreams" in [dns]: there are no tables in it`},
 		{"Role = \"client\"", `x.toml:1: Role: unknown key "Role" outside of all tables; the nearest known key is role`},
 		// Syntax.
@@ -180,7 +186,7 @@ func TestErrors(t *testing.T) {
 		{"[network]\nsuffix = \".loki\"", `x.toml:2: network.suffix: ".loki": want "loki" or "sesh"`},
 		{"[log]\nformat = \"xml\"", `x.toml:2: log.format: "xml": want "auto" or "text" or "json"`},
 		{"[log]\nlevel = \"*=trace\"", `x.toml:2: log.level: level "trace": want debug, info, warn or error, in a list like "*=info,dns=debug"`},
-		{"[log]\nlevel = \"dnss=info\"", `x.toml:2: log.level: module "dnss": want * or one of control, dns, link, netdb, netif, path, router, session`},
+		{"[log]\nlevel = \"dnss=info\"", `x.toml:2: log.level: module "dnss": want * or one of control, dns, link, netdb, netif, path, proxy, router, session`},
 		{"data_dir = \"\"", "x.toml:1: data_dir: must not be empty"},
 		{"data_dir = \"a\\u0000b\"", "x.toml:1: data_dir: holds a control character"},
 		// Secrets.
@@ -232,6 +238,14 @@ func TestErrors(t *testing.T) {
 		{"[[service]]\nname = \"a\"\nkey = \"k\"\n[[service]]\nname = \"b\"\nkey = \"./k\"", "x.toml:6: service[1].key: k is the key file of service[0].key already"},
 		{"[[service]]\nname = \"a\"\nports = [\n \"tcp/80\",\n \"80\"]", `x.toml:3: service[0].ports[1]: want "tcp/PORT" or "udp/PORT", with a port of 1 to 65535`},
 		{"[[service]]\nname = \"a\"\nports = [\"tcp/65536\"]", `x.toml:3: service[0].ports[0]: want "tcp/PORT" or "udp/PORT", with a port of 1 to 65535`},
+		{"[[service]]\nname = \"a\"\nforward = [\"80\"]", `x.toml:3: service[0].forward[0]: want "PORT -> ADDRESS:PORT" with the port of the service, "80" or "udp/53", and the local one, "127.0.0.1:8080"`},
+		{"[[service]]\nname = \"a\"\nforward = [\"80 -> 127.0.0.1\"]", `x.toml:3: service[0].forward[0]: want "PORT -> ADDRESS:PORT" with the port of the service, "80" or "udp/53", and the local one, "127.0.0.1:8080"`},
+		{"[[service]]\nname = \"a\"\nforward = [\"80 -> localhost:80\"]", `x.toml:3: service[0].forward[0]: want "PORT -> ADDRESS:PORT" with the port of the service, "80" or "udp/53", and the local one, "127.0.0.1:8080"`},
+		{"[[service]]\nname = \"a\"\nforward = [\"0 -> 127.0.0.1:80\"]", `x.toml:3: service[0].forward[0]: want "PORT -> ADDRESS:PORT" with the port of the service, "80" or "udp/53", and the local one, "127.0.0.1:8080"`},
+		{"[[service]]\nname = \"a\"\nforward = [\"80 -> 127.0.0.1:0\"]", `x.toml:3: service[0].forward[0]: want "PORT -> ADDRESS:PORT" with the port of the service, "80" or "udp/53", and the local one, "127.0.0.1:8080"`},
+		{"[[service]]\nname = \"a\"\nforward = [\"sctp/80 -> 127.0.0.1:80\"]", `x.toml:3: service[0].forward[0]: want "PORT -> ADDRESS:PORT" with the port of the service, "80" or "udp/53", and the local one, "127.0.0.1:8080"`},
+		{"[[service]]\nname = \"a\"\nforward = [\"80 -> 0.0.0.0:80\"]", "x.toml:3: service[0].forward[0]: 0.0.0.0: want the address of one host"},
+		{"[[service]]\nname = \"a\"\nports = [\"tcp/80\"]\nforward = [\"80 -> 127.0.0.1:80\"]", "x.toml:4: service[0].forward[0]: tcp/80 is a port of the service already"},
 		{"[[service]]\nname = \"a\"\nports = [\"tcp/80\", \"tcp/80\"]", "x.toml:3: service[0].ports[1]: is the same as service[0].ports[0]"},
 		// Roles.
 		{"role = \"relay\"\n[[service]]\nname = \"a\"", `x.toml:2: service: [[service]] has no effect with role = "relay": remove what it sets, or change the role`},

@@ -100,8 +100,43 @@ func (p *Port) UnmarshalText(text []byte) error {
 	return nil
 }
 
+// Forward is a port of a service and the local address that has what is to be reached at it, "tcp/80 -> 127.0.0.1:8080".
+type Forward struct {
+	Port Port
+	To   netip.AddrPort
+}
+
+func (f Forward) String() string { return f.Port.String() + " -> " + f.To.String() }
+
+// UnmarshalText reads "tcp/80 -> 127.0.0.1:8080". "80 -> 127.0.0.1:8080" is of TCP.
+func (f *Forward) UnmarshalText(text []byte) error {
+	port, to, _ := strings.Cut(string(text), "->")
+	if port = strings.TrimSpace(port); !strings.Contains(port, "/") {
+		port = "tcp/" + port
+	}
+	a, err := netip.ParseAddrPort(strings.TrimSpace(to))
+	var p Port
+	if err != nil || a.Port() == 0 || p.UnmarshalText([]byte(port)) != nil {
+		return errors.New(`want "PORT -> ADDRESS:PORT" with the port of the service, "80" or "udp/53", and the local one, "127.0.0.1:8080"`)
+	}
+	*f = Forward{p, a}
+	return nil
+}
+
+// checkForward looks at the forwards of a service.
+func (s *Service) checkForward(d *decoder, at string) {
+	for i, f := range s.Forward {
+		if a := f.To.Addr(); a.IsUnspecified() || a.IsMulticast() {
+			d.fault(fmt.Sprintf("%s[%d]", at, i), "%s: want the address of one host", a)
+		}
+		if slices.Contains(s.Ports, f.Port) || slices.ContainsFunc(s.Forward[:i], func(o Forward) bool { return o.Port == f.Port }) {
+			d.fault(fmt.Sprintf("%s[%d]", at, i), "%s is a port of the service already", f.Port)
+		}
+	}
+}
+
 // Modules are the parts of the daemon that have a log level of their own.
-var Modules = []string{"control", "dns", "link", "netdb", "netif", "path", "router", "session"}
+var Modules = []string{"control", "dns", "link", "netdb", "netif", "path", "proxy", "router", "session"}
 
 // Levels is a log level for each module. The zero value is "*=info".
 type Levels struct {
