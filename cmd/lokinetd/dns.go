@@ -121,6 +121,9 @@ func needRoot(what string) error {
 	return nil
 }
 
+// applyTime is how long apply waits for the daemon.
+const applyTime = 10 * time.Second
+
 func (a *app) dnsApply(ctx context.Context) error {
 	if err := needRoot("dns apply"); err != nil {
 		return err
@@ -137,6 +140,18 @@ func (a *app) dnsApply(ctx context.Context) error {
 		}
 	}
 	fmt.Fprintln(a.out, d)
+	if d.Method == dns.MethodResolved {
+		// What holds our names in has to stay until the daemon has told systemd-resolved.
+		for end := time.Now().Add(applyTime); ; time.Sleep(100 * time.Millisecond) {
+			why := dns.Place{}.Missing(ctx, d, c.DNS.Listen, tunLink(c.TUN.Name))
+			if why == "" {
+				break
+			}
+			if time.Now().After(end) || ctx.Err() != nil {
+				return errors.New(why)
+			}
+		}
+	}
 	done, err := dns.Place{}.Apply(ctx, d, c.DNS.Listen, link)
 	held, herr := netif.Unhold()
 	if held {
