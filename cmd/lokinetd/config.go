@@ -9,7 +9,7 @@ import (
 )
 
 func (a *app) configCommand() *cobra.Command {
-	return group("config", "Look at the configuration", &cobra.Command{
+	return group("config", "Check a configuration, or take over that of another program", a.configImportCommand(), &cobra.Command{
 		Use: "check [FILE]", Short: "Say whether a configuration file is right, and what is wrong with it", Args: cobra.MaximumNArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			file := a.config

@@ -1,0 +1,79 @@
+package main
+
+import (
+	"encoding/hex"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"lokinetd/config"
+	"lokinetd/router"
+	"lokinetd/router/key"
+)
+
+// TestConfigImport types what someone types who moves in from Lokinet or Session Router with an address that is to stay.
+func TestConfigImport(t *testing.T) {
+	s := newScript(t)
+	sec := key.Generate()
+	raw := sec.Bytes64()
+	address := key.Address{Key: sec.Public()}.String()
+	ini := "[network]\nkeyfile=me.private\nexit-node=exit.loki\n"
+
+	// The three forms of key files: Lokinet's dict, Session Router's text and bytes.
+	for i, content := range []string{"d1:s64:" + string(raw[:]) + "1:vi0ee", hex.EncodeToString(raw[:]) + "\n", string(raw[:])} {
+		s.write("me.private", content)
+		s.write("old.ini", ini)
+		toml := s.run(0, "config import old.ini", address, "old.ini:3: [network] exit-node: left out: exit traffic", "old.ini:2: [network] keyfile: the address is kept")
+		if strings.Contains(s.said, hex.EncodeToString(raw[:8])) || strings.Contains(toml, hex.EncodeToString(raw[:8])) {
+			t.Error("the secret is shown")
+		}
+		c, err := config.Parse([]byte(toml), "/x/new.toml")
+		if err != nil || len(c.Service) != 1 {
+			t.Fatalf("%d: %v\n%s", i, err, toml)
+		}
+		if again, err := key.LoadSecret(c.Service[0].Key); err != nil || again.Public() != sec.Public() {
+			t.Errorf("%d: %v", i, err)
+		}
+	}
+
+	// Written to a file, with the key copied, nothing overwritten.
+	if err := os.Mkdir("keys", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	s.run(0, "config import old.ini --out new.toml --keys keys", address)
+	s.run(0, "config check new.toml", "a client")
+	if c, err := config.Load("new.toml"); err != nil || !strings.HasSuffix(c.Service[0].Key, "/keys/imported.key") {
+		t.Errorf("%v", err)
+	}
+	if fi, err := os.Stat("keys/imported.key"); err != nil || fi.Mode().Perm() != 0o600 || fi.Size() != 129 {
+		t.Errorf("%v, %v", fi, err)
+	}
+	s.run(1, "config import old.ini --out new.toml", "new.toml exists already")
+	s.run(1, "config import old.ini --out other.toml --keys keys", "imported.key exists already")
+	if _, err := os.Stat("other.toml"); err == nil {
+		t.Error("written in spite of an error")
+	}
+
+	// What is wrong.
+	s.write("me.private", "rubbish")
+	s.run(1, "config import old.ini", "me.private: not a secret key")
+	if err := os.Remove("me.private"); err != nil {
+		t.Fatal(err)
+	}
+	s.run(1, "config import old.ini", "me.private: no such file")
+	s.run(1, "config import none.ini", "none.ini: no such file")
+	s.run(2, "config import", "usage")
+	s.write("text.ini", "hello\n")
+	s.run(1, "config import text.ini", "text.ini:1: want a section")
+
+	// Bootstrap files that the daemon would refuse.
+	s.write("boot.ini", "[bootstrap]\nadd-node=a.signed\nadd-node=b.signed\n[exit]\nenable=no\n")
+	s.write("a.signed", string(router.SignContact(key.Generate(), netip.MustParseAddrPort("20.0.0.1:1190"), 0, time.Now()).Raw()))
+	s.write("b.signed", "d1:ald1:c")
+	s.run(0, "config import boot.ini", "b.signed: lokinetd will not start with this bootstrap file")
+	if strings.Contains(s.said, "a.signed: lokinetd") {
+		t.Error(s.said)
+	}
+}

@@ -1,0 +1,115 @@
+package config
+
+import (
+	"bytes"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+// TestImport: what becomes of files of both programs, and what is said of each line, is in testdata/import/*.txt.
+func TestImport(t *testing.T) {
+	files, err := filepath.Glob("testdata/import/*.ini")
+	if err != nil || len(files) < 8 {
+		t.Fatal(files, err)
+	}
+	for _, file := range files {
+		t.Run(filepath.Base(file), func(t *testing.T) {
+			data, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			im, err := Import(data, "/etc/old/"+filepath.Base(file), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := Parse(im.TOML, "/elsewhere/x.toml"); err != nil {
+				t.Errorf("not right: %v", err)
+			}
+			got := bytes.Clone(im.TOML)
+			for _, n := range im.Notes {
+				got = fmt.Appendf(got, "--- %d: %s: %s\n", n.Line, n.Setting, n.Message)
+			}
+			golden := strings.TrimSuffix(file, ".ini") + ".txt"
+			if *update {
+				if err := os.WriteFile(golden, got, 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(golden)
+			if err != nil || !bytes.Equal(got, want) {
+				t.Errorf("%v; got:\n%s", err, got)
+			}
+			// Windows' line ends and a byte order mark change nothing.
+			again, err := Import(append([]byte("\ufeff"), bytes.ReplaceAll(data, []byte("\n"), []byte("\r\n"))...), "/etc/old/"+filepath.Base(file), nil)
+			if err != nil || !bytes.Equal(again.TOML, im.TOML) || len(again.Notes) != len(im.Notes) {
+				t.Errorf("with CR LF: %v\n%s", err, again.TOML)
+			}
+		})
+	}
+}
+
+// TestImportSettings: every rule leads to a key, or to a note, with its line; none is silently lost.
+func TestImportSettings(t *testing.T) {
+	for setting := range importRules {
+		section, name, _ := strings.Cut(setting, ".")
+		name = strings.Replace(name, "*", "some", 1)
+		im, err := Import(fmt.Appendf(nil, "[%s]\n%s=1\n", section, name), "/x/y.ini", nil)
+		if err != nil {
+			t.Errorf("%s: %v", setting, err)
+			continue
+		}
+		if len(im.Notes) == 0 && !strings.Contains(string(im.TOML), " = ") {
+			t.Errorf("%s is lost", setting)
+		}
+		for _, n := range im.Notes {
+			if n.Line != 2 || n.Setting != "["+section+"] "+name || n.Message == "" {
+				t.Errorf("%s: %+v", setting, n)
+			}
+		}
+	}
+}
+
+func TestImportErrors(t *testing.T) {
+	for _, c := range [][2]string{
+		{"a=b", "x.ini:1: a stands in front of all sections: is this a configuration of Lokinet or Session Router?"},
+		{"[router]\nnetid", "x.ini:2: want a section, or a setting like name=value"},
+		{"[router\n[]\n=1", "x.ini:1: want a section, like [network]\nx.ini:2: want a section, like [network]\nx.ini:3: want a section, or a setting like name=value"},
+		{"[network]\n\nkeyfile=a\x00b", "x.ini:3: not text"},
+		{"[network]\nkeyfile=\xff", "x.ini:2: not text"},
+		{strings.Repeat("#", maxFile+1), "x.ini: larger than 1048576 bytes"},
+	} {
+		if _, err := Import([]byte(c[0]), "x.ini", nil); err == nil || err.Error() != c[1] {
+			t.Errorf("%.40q: %v", c[0], err)
+		}
+	}
+}
+
+// FuzzImport: a file that somebody else wrote must not make the import panic, nor come out as a configuration that is not right.
+func FuzzImport(f *testing.F) {
+	files, _ := filepath.Glob("testdata/import/*.ini")
+	for _, file := range files {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(data)
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		im, err := Import(data, "/etc/x.ini", nil)
+		if err != nil {
+			if len(data) > 0 && strings.HasPrefix(err.Error(), "/etc/imported.toml") {
+				t.Error(err)
+			}
+			return
+		}
+		if _, err := Parse(im.TOML, "/x.toml"); err != nil {
+			t.Errorf("%v\n%s", err, im.TOML)
+		}
+	})
+}
