@@ -314,7 +314,7 @@ ConsensusParams cc_alg=2
 `
 	torVoting   = 30                // seconds
 	torPatience = 150 * time.Second // for each of torTries
-	torTries    = 3
+	torTries    = 5
 )
 
 // torProgram finds tor: in PATH, or in Debian's package, which is unpacked and not installed, so that no service starts that joins the public network.
@@ -449,6 +449,8 @@ func tryTor(ctx context.Context, dir, program string) (_ *system, err error) {
 			i++
 		case ctx.Err() != nil:
 			return nil, ctx.Err()
+		case len(consensus) > 0: // the next one is far
+			return nil, errors.New("the first consensus lacks relays: the machine is too busy")
 		case time.Now().After(patience):
 			return nil, fmt.Errorf("no consensus about all relays after %v: the authorities' logs: %s", torPatience, lastLines(in("r1", "log")))
 		default:
