@@ -123,6 +123,7 @@ func (l *linkDrops) stats() link.ConnStats {
 
 func addDrops(sum *link.ConnStats, s link.ConnStats) {
 	sum.DropFull += s.DropFull
+	sum.DropStanding += s.DropStanding
 	sum.DropTooLarge += s.DropTooLarge
 	sum.DropClosed += s.DropClosed
 	sum.DropInvalid += s.DropInvalid

@@ -5,6 +5,7 @@ package link
 import (
 	"runtime"
 	"testing"
+	"time"
 
 	"lokinetd/router/packet"
 )
@@ -12,14 +13,15 @@ import (
 // Queue, splitting and joining allocate nothing per datagram.
 func TestDatagramAllocs(t *testing.T) {
 	q := newDatagramQueue(2_000_000, 1024)
+	now := time.Now()
 	var batch [8]*packet.Buffer
 	var s splitter
 	var j joiner
 	defer j.release()
 	p, piece := make([]byte, 1280), pieceOf(minM)
 	if n := testing.AllocsPerRun(1000, func() {
-		q.push(bufferOf(p))
-		q.pop(batch[:])
+		q.push(bufferOf(p), now)
+		q.pop(batch[:], now)
 		b := batch[0]
 		c := s.cut(len(b.Data), piece)
 		b.Prepend(dgidSize)

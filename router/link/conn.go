@@ -99,7 +99,7 @@ func (c *conn) Kind() Kind            { return c.kind }
 func (c *conn) Remote() key.Public    { return c.remote }
 func (c *conn) Outbound() bool        { return c.outbound }
 func (c *conn) Done() <-chan struct{} { return c.done }
-func (c *conn) Send(b *packet.Buffer) { c.datagrams.push(b) }
+func (c *conn) Send(b *packet.Buffer) { c.datagrams.push(b, time.Now()) }
 
 func (c *conn) Close(code uint64) { c.shut(code, &CloseError{Code: code}) }
 
@@ -264,7 +264,7 @@ func (c *conn) sender() {
 	// Few at a time: what was popped cannot be dropped any more when newer ones come.
 	var batch [8]*packet.Buffer
 	for {
-		n := c.datagrams.pop(batch[:])
+		n := c.datagrams.pop(batch[:], time.Now())
 		if n == 0 {
 			select {
 			case <-c.datagrams.wake:
@@ -605,7 +605,7 @@ func (c *conn) Stats() ConnStats {
 		MessagesIn: c.messagesIn.Load(), MessagesOut: c.out.messages.Load(),
 		StreamBytesIn: c.streamIn.Load(), StreamBytesOut: c.out.bytes.Load(),
 
-		DropFull: c.datagrams.full.Load(), DropClosed: c.datagrams.ended.Load(), DropTooLarge: c.dropTooLarge.Load(),
+		DropFull: c.datagrams.full.Load(), DropStanding: c.datagrams.stood.Load(), DropClosed: c.datagrams.ended.Load(), DropTooLarge: c.dropTooLarge.Load(),
 		DropInvalid: c.join.invalid.Load(), DropHalf: c.join.halves.Load(), DropRequests: c.refused.Load(),
 
 		WirePacketsIn: w.PacketsReceived, WirePacketsOut: w.PacketsSent, WirePacketsLost: w.PacketsLost,

@@ -88,7 +88,7 @@ type Conn interface {
 	// Outbound says that we dialled.
 	Outbound() bool
 	// Send sends one datagram of up to packet.MaxData bytes. It takes ownership and never blocks: when the queue is full the oldest of the path with most
-	// in it is dropped, and what does not fit into two frames is dropped too; Stats counts both. What is lost on the way is sent again once, so a datagram
+	// in it is dropped, a path whose queue stands loses some now and then, and what does not fit into two frames is dropped too; Stats counts all. What is lost on the way is sent again once, so a datagram
 	// may arrive late or twice.
 	Send(b *packet.Buffer)
 	// Request waits for the reply, RequestTimeout long when ctx has no deadline. Errors: ErrTimeout, ErrClosed, ErrTooLarge, ErrBusy,
@@ -117,6 +117,7 @@ type ConnStats struct {
 	Unrepaired uint64 // outgoing frames that were lost for good: too old, too many in flight, or lost again
 
 	DropFull     uint64 // outgoing: oldest in a full queue, of the flow with most in it
+	DropStanding uint64 // outgoing: from a flow whose queue stands, so that its senders send less
 	DropTooLarge uint64 // outgoing: more than two pieces at the path's size
 	DropClosed   uint64 // outgoing: the connection went down
 	DropInvalid  uint64 // incoming: no id, flags 01, or larger than packet.MaxData

@@ -2,17 +2,21 @@ package link
 
 import (
 	"encoding/binary"
+	"math"
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"lokinetd/router/packet"
 )
 
 // datagramQueue holds what is to be sent on one connection, between any number of callers of push and one of pop. It never blocks. It is fair
-// between flows, which are the paths that lead over the connection: each in turn sends about flowQuantum bytes, and when the queue is full, the flow that
-// has most in it loses its oldest, which is the one that its receiver will miss least. So a path that sends more than there is room for
-// harms itself only. Within a flow the order stays.
+// between flows, which are the paths that lead over the connection, as FQ-CoDel is (RFC 8290): each in turn sends about flowQuantum bytes, and a flow that comes with
+// something after it had nothing goes before those that always have, so that questions and answers pass whatever is copied on other paths. A flow whose queue
+// stands loses some now and then, which tells those who send to send less (codel); all sessions of a path are one flow, so that alone keeps
+// the wait short for what shares a path with a copy. When the queue is full, the flow that has most in it loses its oldest. So a path that
+// sends more than there is room for harms itself only. Within a flow the order stays.
 type datagramQueue struct {
 	wake     chan struct{} // of capacity 1; filled when the queue is no longer empty, until notify
 	maxBytes int
@@ -26,14 +30,15 @@ type datagramQueue struct {
 	items  []queued
 	free   int32 // first of the free items, or absent
 	flows  [flowCount]flow
-	first  int8 // of the flows that have something, in the order of their turns; or absent
-	last   int8
+	fresh  turns // flows that have had less than one turn since they were idle
+	steady turns // the others, and those of fresh that got empty: else one could stay fresh by being empty often
 	n      int
 	bytes  int
 	inWay  bool // counted in crowd
 	closed bool
 
 	full  atomic.Uint64 // dropped: the oldest of the largest flow in a full queue
+	stood atomic.Uint64 // dropped: by codel
 	ended atomic.Uint64 // dropped: after close
 }
 
@@ -46,20 +51,27 @@ const (
 
 type queued struct {
 	b    *packet.Buffer
-	next int32 // in its flow, or in the free list
+	at   time.Time // pushed
+	next int32     // in its flow, or in the free list
 }
 
 type flow struct {
 	head, tail int32 // valid while n > 0
 	n, bytes   int
 	credit     int // bytes left of its turn
+	listed     bool
 	next       int8
+	codel      codel
 }
 
+// turns are flows in the order of their turns.
+type turns struct{ first, last int8 }
+
 func newDatagramQueue(maxBytes, maxCount int) *datagramQueue {
+	none := turns{absent, absent}
 	return &datagramQueue{
 		wake: make(chan struct{}, 1), maxBytes: maxBytes, maxCount: maxCount,
-		salt: rand.Uint64() | 1, free: absent, first: absent, last: absent,
+		salt: rand.Uint64() | 1, free: absent, fresh: none, steady: none,
 	}
 }
 
@@ -82,7 +94,7 @@ func (q *datagramQueue) notify(signal func()) {
 }
 
 // push takes ownership of b.
-func (q *datagramQueue) push(b *packet.Buffer) {
+func (q *datagramQueue) push(b *packet.Buffer, now time.Time) {
 	q.mu.Lock()
 	if q.closed {
 		q.mu.Unlock()
@@ -95,18 +107,21 @@ func (q *datagramQueue) push(b *packet.Buffer) {
 		q.full.Add(1)
 	}
 	i := q.slot()
-	q.items[i] = queued{b: b, next: absent}
+	q.items[i] = queued{b: b, at: now, next: absent}
 	at := q.flowOf(b.Data)
 	f := &q.flows[at]
 	if f.n == 0 {
-		f.head, f.credit = i, flowQuantum
-		q.link(at)
+		f.head = i
 	} else {
 		q.items[f.tail].next = i
 	}
 	f.tail = i
 	f.n++
 	f.bytes += len(b.Data)
+	if !f.listed {
+		f.listed, f.credit = true, flowQuantum
+		q.append(&q.fresh, at)
+	}
 	q.n++
 	q.bytes += len(b.Data)
 	if q.crowd != nil && !q.inWay && q.bytes >= crowdedBytes {
@@ -141,44 +156,36 @@ func (q *datagramQueue) slot() int32 {
 	return int32(len(q.items) - 1)
 }
 
-// link appends flow at to those that have something.
-func (q *datagramQueue) link(at int8) {
+// append gives flow at the last turn.
+func (q *datagramQueue) append(t *turns, at int8) {
 	q.flows[at].next = absent
-	if q.first == absent {
-		q.first = at
+	if t.first == absent {
+		t.first = at
 	} else {
-		q.flows[q.last].next = at
+		q.flows[t.last].next = at
 	}
-	q.last = at
+	t.last = at
 }
 
-// unlink takes out flow at, whose predecessor is before or absent.
-func (q *datagramQueue) unlink(at, before int8) {
-	next := q.flows[at].next
-	if before == absent {
-		q.first = next
-	} else {
-		q.flows[before].next = next
-	}
-	if q.last == at {
-		q.last = before
-	}
+// shift takes out the flow whose turn it is.
+func (q *datagramQueue) shift(t *turns) (at int8) {
+	at = t.first
+	t.first = q.flows[at].next
+	return at
 }
 
-// largest is the flow that has most bytes in the queue; there is one.
-func (q *datagramQueue) largest() (at, before int8) {
-	previous := int8(absent)
-	at, before = q.first, absent
-	for i := q.first; i != absent; previous, i = i, q.flows[i].next {
+// largest is the flow that has most bytes in the queue.
+func (q *datagramQueue) largest() (at int8) {
+	for i := range q.flows {
 		if q.flows[i].bytes > q.flows[at].bytes {
-			at, before = i, previous
+			at = int8(i)
 		}
 	}
-	return at, before
+	return at
 }
 
-// take takes the oldest of flow at, whose predecessor is before or absent.
-func (q *datagramQueue) take(at, before int8) *packet.Buffer {
+// take takes the oldest of flow at, which has one.
+func (q *datagramQueue) take(at int8) *packet.Buffer {
 	f := &q.flows[at]
 	i := f.head
 	b := q.items[i].b
@@ -187,33 +194,44 @@ func (q *datagramQueue) take(at, before int8) *packet.Buffer {
 	q.free = i
 	f.n--
 	f.bytes -= len(b.Data)
-	if f.n == 0 {
-		q.unlink(at, before)
-	}
 	q.n--
 	q.bytes -= len(b.Data)
 	return b
 }
 
 // pop moves the next datagrams to dst and returns how many; they are the caller's.
-func (q *datagramQueue) pop(dst []*packet.Buffer) int {
+func (q *datagramQueue) pop(dst []*packet.Buffer, now time.Time) int {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	n := 0
 	for n < len(dst) && q.n > 0 {
-		at := q.first
-		if f := &q.flows[at]; f.credit <= 0 {
-			f.credit += flowQuantum
-			if q.last != at {
-				q.unlink(at, absent)
-				q.link(at)
-			}
-			continue
+		t := &q.fresh
+		if t.first == absent {
+			t = &q.steady
 		}
-		b := q.take(at, absent)
-		q.flows[at].credit -= len(b.Data)
-		dst[n] = b
-		n++
+		at := t.first
+		f := &q.flows[at]
+		switch {
+		case f.credit <= 0:
+			f.credit += flowQuantum
+			q.append(&q.steady, q.shift(t))
+		case f.n == 0:
+			q.shift(t)
+			if f.listed = t == &q.fresh; f.listed {
+				q.append(&q.steady, at)
+			}
+		default:
+			waited := now.Sub(q.items[f.head].at)
+			b := q.take(at)
+			if f.codel.drops(waited, f.bytes, now) {
+				q.stood.Add(1)
+				b.Release()
+				continue
+			}
+			f.credit -= len(b.Data)
+			dst[n] = b
+			n++
+		}
 	}
 	q.settle()
 	return n
@@ -239,11 +257,67 @@ func (q *datagramQueue) close() {
 	defer q.mu.Unlock()
 	q.closed = true
 	for q.n > 0 {
-		q.take(q.first, absent).Release()
+		q.take(q.largest()).Release()
 		q.ended.Add(1)
 	}
 	q.settle()
 	q.items = nil
+}
+
+// codel says which datagrams of a queue that stands are dropped (RFC 8289): first one, when none has waited less than codelTarget for codelInterval,
+// then more and more often until one has.
+type codel struct {
+	dropping bool
+	above    time.Time // when the first drop is due, if none waits less until then; zero: the last one has
+	next     time.Time // while dropping, or the last that would have been
+	count    int       // since dropping began, and last at its begin
+	last     int
+}
+
+const (
+	codelTarget   = 5 * time.Millisecond
+	codelInterval = 100 * time.Millisecond
+)
+
+// drops says what becomes of a datagram that has waited, with so many bytes behind it.
+func (c *codel) drops(waited time.Duration, behind int, now time.Time) bool {
+	stands := c.stands(waited, behind, now)
+	if c.dropping {
+		c.dropping = stands
+		if !stands || now.Before(c.next) {
+			return false
+		}
+		c.count++
+		c.next = c.next.Add(c.pause())
+		return true
+	}
+	if !stands {
+		return false
+	}
+	// What the rate of drops was shortly ago is where to begin again.
+	if since := c.count - c.last; since > 1 && now.Sub(c.next) < 16*codelInterval {
+		c.count = since
+	} else {
+		c.count = 1
+	}
+	c.dropping, c.last, c.next = true, c.count, now.Add(c.pause())
+	return true
+}
+
+func (c *codel) stands(waited time.Duration, behind int, now time.Time) bool {
+	switch {
+	case waited < codelTarget || behind <= flowQuantum:
+		c.above = time.Time{}
+		return false
+	case c.above.IsZero():
+		c.above = now.Add(codelInterval)
+		return false
+	}
+	return !now.Before(c.above)
+}
+
+func (c *codel) pause() time.Duration {
+	return time.Duration(float64(codelInterval) / math.Sqrt(float64(c.count)))
 }
 
 // crowdedBytes is how much a queue holds before its connection counts as crowded, until half of it is left: 5 ms at 100 Mbit/s. More would

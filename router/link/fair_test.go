@@ -22,18 +22,23 @@ func onPath(path byte, number, size int) *packet.Buffer {
 func paths(q *datagramQueue, n int) (ids []byte) {
 	taken := map[int8]bool{}
 	for id := byte(1); len(ids) < n; id++ {
-		b := onPath(id, 0, 17)
-		if f := q.flowOf(b.Data); !taken[f] {
+		if f := q.flowOfPath(id); !taken[f] {
 			taken[f] = true
 			ids = append(ids, id)
 		}
-		b.Release()
 	}
 	return ids
 }
 
+func (q *datagramQueue) flowOfPath(id byte) int8 {
+	b := onPath(id, 0, 17)
+	defer b.Release()
+	return q.flowOf(b.Data)
+}
+
 // A path that floods harms itself only: the others lose nothing, keep their order and do not wait behind it.
 func TestFairQueue(t *testing.T) {
+	now := time.Now()
 	before := packet.InUse()
 	q := newDatagramQueue(200_000, 100)
 	ids := paths(q, 4)
@@ -41,7 +46,7 @@ func TestFairQueue(t *testing.T) {
 	sent, got := map[byte][]int{}, map[byte][]int{}
 	pop := func(n int) {
 		batch := make([]*packet.Buffer, n)
-		for _, b := range batch[:q.pop(batch)] {
+		for _, b := range batch[:q.pop(batch, now)] {
 			for _, id := range ids {
 				if want := onPath(id, 0, 17); slices.Equal(want.Data[:8], b.Data[len(b.Data)-17:][:8]) {
 					got[id] = append(got[id], int(b.Data[0])<<8|int(b.Data[1]))
@@ -56,12 +61,12 @@ func TestFairQueue(t *testing.T) {
 	}
 	for i := range 1000 {
 		for range 5 {
-			q.push(onPath(ids[0], i, size))
+			q.push(onPath(ids[0], i, size), now)
 		}
 		sent[ids[0]] = append(sent[ids[0]], i)
 		for _, id := range ids[1:] {
 			if i%2 == 0 {
-				q.push(onPath(id, i, size))
+				q.push(onPath(id, i, size), now)
 				sent[id] = append(sent[id], i)
 			}
 		}
@@ -93,19 +98,20 @@ func TestFairQueue(t *testing.T) {
 
 // Turns are measured in bytes: small datagrams are not served like large ones.
 func TestFairBytes(t *testing.T) {
+	now := time.Now()
 	q := newDatagramQueue(10<<20, 10_000)
 	defer q.close()
 	ids := paths(q, 2)
 	for i := range 3000 {
-		q.push(onPath(ids[0], i, 200))
+		q.push(onPath(ids[0], i, 200), now)
 		if i < 600 {
-			q.push(onPath(ids[1], i, 1400))
+			q.push(onPath(ids[1], i, 1400), now)
 		}
 	}
 	batch := make([]*packet.Buffer, 8)
 	var bytes [2]int
 	for bytes[0]+bytes[1] < 500_000 {
-		for _, b := range batch[:q.pop(batch)] {
+		for _, b := range batch[:q.pop(batch, now)] {
 			which := 0
 			if len(b.Data) == 1400 {
 				which = 1
@@ -119,20 +125,173 @@ func TestFairBytes(t *testing.T) {
 	}
 }
 
+// What comes now and then on a path goes before what stands on many others, and a path that is empty often but sends as much as they do does not.
+func TestFreshFirst(t *testing.T) {
+	q := newDatagramQueue(10<<20, 10_000)
+	defer q.close()
+	now := time.Now()
+	ids := paths(q, 22)
+	sparse, sly, standing := ids[0], ids[1], ids[2:]
+	for i := range 100 {
+		for _, id := range standing {
+			q.push(onPath(id, i, 1000), now)
+		}
+	}
+	one := make([]*packet.Buffer, 1)
+	pop := func() (path byte) { // times 31, the first byte of its hop id
+		now = now.Add(100 * time.Microsecond)
+		q.pop(one, now)
+		defer one[0].Release()
+		return one[0].Data[len(one[0].Data)-17]
+	}
+	for range 2 * len(standing) {
+		pop() // each has had its first turn
+	}
+	for i := range 20 {
+		q.push(onPath(sparse, i, 100), now)
+		if pop() != sparse*31 {
+			t.Fatalf("datagram %d of a quiet path waits behind others", i)
+		}
+		for range 50 {
+			pop()
+		}
+	}
+	slyly := 0
+	for range 400 {
+		if q.flows[q.flowOfPath(sly)].n == 0 {
+			q.push(onPath(sly, 0, 1000), now)
+		}
+		if pop() == sly*31 {
+			slyly++
+		}
+	}
+	if slyly > 400/len(standing) {
+		t.Errorf("a path that is empty often got %d of 400 turns among %d", slyly, len(standing))
+	}
+}
+
+// A queue that stands is cut down, whatever rate it is emptied at, if its sender listens to losses; one that does not stand loses nothing.
+func TestCodel(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		mbps   float64 // at which the queue is emptied
+		rtt    time.Duration
+		backs  bool          // the sender sends less after a loss
+		least  float64       // of mbps, that is carried
+		most   time.Duration // that the median datagram waits
+		drops  bool
+		stands time.Duration // that the sender's window is longer than needed at first
+	}{
+		{"10 Mbit/s", 10, 40 * time.Millisecond, true, 0.85, 15 * time.Millisecond, true, 100 * time.Millisecond},
+		{"100 Mbit/s", 100, 40 * time.Millisecond, true, 0.85, 15 * time.Millisecond, true, 100 * time.Millisecond},
+		{"no queue stands", 100, 40 * time.Millisecond, false, 0.45, time.Millisecond, false, -20 * time.Millisecond},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			const size = 1200
+			q := newDatagramQueue(10<<20, 10_000)
+			defer q.close()
+			each := time.Duration(size * 8 / c.mbps * float64(time.Microsecond))
+			need := float64(c.rtt) / float64(each)
+			window := need * float64(c.rtt+c.stands) / float64(c.rtt)
+			start := time.Now()
+			now := start
+			var waits []time.Duration
+			var away []time.Time // acknowledgements under way
+			inside, carried, lost := 0, 0, uint64(0)
+			slowed := now
+			one := make([]*packet.Buffer, 1)
+			for step := 0; now.Sub(start) < 20*time.Second; step++ {
+				now = now.Add(each)
+				for len(away) > 0 && !away[0].After(now) {
+					away = away[1:]
+					inside--
+					if c.backs {
+						window += 1 / window
+					}
+				}
+				if l := q.stood.Load(); l > lost {
+					inside -= int(l - lost)
+					lost = l
+					if now.Sub(slowed) > c.rtt {
+						slowed, window = now, window*0.7
+					}
+				}
+				for ; inside < int(window); inside++ {
+					q.push(onPath(1, 0, size), now)
+				}
+				at := now
+				if f := &q.flows[q.flowOfPath(1)]; f.n > 0 {
+					at = q.items[f.head].at
+				}
+				if q.pop(one, now) == 1 {
+					one[0].Release()
+					away = append(away, now.Add(c.rtt))
+					if carried++; now.Sub(start) > 5*time.Second {
+						waits = append(waits, now.Sub(at))
+					}
+				}
+			}
+			slices.Sort(waits)
+			share := float64(carried) * size * 8 / 1e6 / 20 / c.mbps
+			median := waits[len(waits)/2]
+			t.Logf("%.2f carried, %v in the queue, %d dropped, none for want of room: %v", share, median, lost, q.full.Load() == 0)
+			if share < c.least || median > c.most || (lost > 0) != c.drops || q.full.Load() > 0 {
+				t.Errorf("%.2f carried, %v in the queue, %d dropped", share, median, lost)
+			}
+		})
+	}
+}
+
+// Drops come first after codelInterval, then at its length by the root of their number, and stop at once when one datagram has waited less.
+func TestCodelPace(t *testing.T) {
+	var c codel
+	start := time.Now()
+	at := func(ms int) time.Time { return start.Add(time.Duration(ms) * time.Millisecond) }
+	dropped := func(from, to int, waited time.Duration, behind int) (when []int) {
+		for ms := from; ms < to; ms++ {
+			if c.drops(waited, behind, at(ms)) {
+				when = append(when, ms)
+			}
+		}
+		return when
+	}
+	for _, v := range []struct {
+		from, to int
+		waited   time.Duration
+		behind   int
+		want     []int
+	}{
+		{0, 100, 6 * time.Millisecond, 3000, nil},
+		{100, 400, 6 * time.Millisecond, 3000, []int{100, 200, 271, 329, 379}}, // 100 + 100, + 71, + 58, + 50
+		{400, 401, 4 * time.Millisecond, 3000, nil},
+		{401, 500, 6 * time.Millisecond, 3000, nil},
+		{501, 570, 6 * time.Millisecond, 3000, []int{501, 551}}, // it had gone up by 4 lately, so it begins there
+		{570, 571, 6 * time.Millisecond, 1000, nil},             // no more than one is left
+		{571, 3000, 4 * time.Millisecond, 3000, nil},
+		{3000, 3100, 6 * time.Millisecond, 3000, nil},
+		{3100, 3250, 6 * time.Millisecond, 3000, []int{3100, 3200}}, // long ago
+	} {
+		if got := dropped(v.from, v.to, v.waited, v.behind); !slices.Equal(got, v.want) {
+			t.Errorf("from %d to %d ms: dropped at %v, want %v", v.from, v.to, got, v.want)
+		}
+	}
+}
+
 // Who waits for room is told when the last crowded queue has some.
 func TestCrowd(t *testing.T) {
+	now := time.Now()
 	var c crowd
 	a, b := newDatagramQueue(1<<20, 1000), newDatagramQueue(1<<20, 1000)
 	a.crowd, b.crowd = &c, &c
 	fill := func(q *datagramQueue) {
 		for q.bytes < crowdedBytes {
-			q.push(onPath(1, 0, 1000))
+			q.push(onPath(1, 0, 1000), now)
 		}
 	}
 	drain := func(q *datagramQueue) {
 		for q.bytes > crowdedBytes/2 {
 			one := make([]*packet.Buffer, 1)
-			q.pop(one)
+			q.pop(one, now)
 			one[0].Release()
 		}
 	}
@@ -168,6 +327,7 @@ func TestCrowd(t *testing.T) {
 
 // Signals are held back between put and pull, for corkMax datagrams at most, and none is forgotten.
 func TestCork(t *testing.T) {
+	now := time.Now()
 	var c cork
 	var signals [2]int
 	queues := []*datagramQueue{newDatagramQueue(1<<20, 1000), newDatagramQueue(1<<20, 1000)}
@@ -179,7 +339,7 @@ func TestCork(t *testing.T) {
 	signals = [2]int{}
 	push := func(which, n int) {
 		for range n {
-			queues[which].push(onPath(1, 0, 100))
+			queues[which].push(onPath(1, 0, 100), now)
 		}
 	}
 	check := func(what string, a, b int) {
@@ -190,7 +350,7 @@ func TestCork(t *testing.T) {
 	}
 	empty := func(which int) {
 		batch := make([]*packet.Buffer, 1000)
-		for _, b := range batch[:queues[which].pop(batch)] {
+		for _, b := range batch[:queues[which].pop(batch, now)] {
 			b.Release()
 		}
 	}

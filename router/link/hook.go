@@ -86,13 +86,13 @@ func (h *hooked) fill(max int) bool {
 	}
 	for {
 		if h.n == 0 {
-			if h.n = c.datagrams.pop(h.batch[:]); h.n == 0 {
+			h.now = time.Now()
+			if h.n = c.datagrams.pop(h.batch[:], h.now); h.n == 0 {
 				return false
 			}
 			for i, j := 0, h.n-1; i < j; i, j = i+1, j-1 { // the next is the last
 				h.batch[i], h.batch[j] = h.batch[j], h.batch[i]
 			}
-			h.now = time.Now()
 		}
 		h.n--
 		b := h.batch[h.n]

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"strings"
 	"testing"
+	"time"
 
 	"lokinetd/router/packet"
 )
@@ -34,7 +35,7 @@ func TestDatagramQueue(t *testing.T) {
 		var batch [3]*packet.Buffer
 		pop := func(most int) {
 			for most > 0 {
-				n := q.pop(batch[:min(most, len(batch))])
+				n := q.pop(batch[:min(most, len(batch))], time.Now())
 				for _, b := range batch[:n] {
 					got = append(got, b.Data[0])
 					b.Release()
@@ -45,7 +46,7 @@ func TestDatagramQueue(t *testing.T) {
 			}
 		}
 		for i, size := range c.push {
-			q.push(bufferOf(bytes.Repeat([]byte{'0' + byte(i)}, size)))
+			q.push(bufferOf(bytes.Repeat([]byte{'0' + byte(i)}, size)), time.Now())
 			if i == len(c.push)/2-1 {
 				pop(c.popFirst)
 			}
@@ -66,10 +67,10 @@ func TestDatagramQueue(t *testing.T) {
 		if string(got) != want || q.full.Load() != c.dropped || q.n != 0 || q.bytes != 0 {
 			t.Errorf("%s: %q, %d dropped, %d bytes", c.name, got, q.full.Load(), q.bytes)
 		}
-		q.push(bufferOf([]byte("x")))
+		q.push(bufferOf([]byte("x")), time.Now())
 		q.close()
-		q.push(bufferOf([]byte("x")))
-		if q.ended.Load() != 2 || q.pop(batch[:]) != 0 {
+		q.push(bufferOf([]byte("x")), time.Now())
+		if q.ended.Load() != 2 || q.pop(batch[:], time.Now()) != 0 {
 			t.Errorf("%s: after close", c.name)
 		}
 	}
