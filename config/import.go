@@ -38,6 +38,9 @@ type Note struct {
 	Message string
 }
 
+// maxSettings bounds the settings of a file; each may be looked at as often as there are wrong ones.
+const maxSettings = 2000
+
 // iniLine is one setting of the file.
 type iniLine struct {
 	n              int
@@ -91,6 +94,9 @@ func readINI(data []byte, name string) (lines []iniLine, err error) {
 	}
 	if len(errs) > 0 {
 		return nil, errs
+	}
+	if len(lines) > maxSettings {
+		return nil, Errors{{File: name, Message: fmt.Sprintf("%d settings, at most %d are read", len(lines), maxSettings)}}
 	}
 	return lines, nil
 }

@@ -82,6 +82,7 @@ func TestImportErrors(t *testing.T) {
 		{"[router\n[]\n=1", "x.ini:1: want a section, like [network]\nx.ini:2: want a section, like [network]\nx.ini:3: want a section, or a setting like name=value"},
 		{"[network]\n\nkeyfile=a\x00b", "x.ini:3: not text"},
 		{"[network]\nkeyfile=\xff", "x.ini:2: not text"},
+		{"[dns]\n" + strings.Repeat("upstream=a\n", maxSettings+1), "x.ini: 2001 settings, at most 2000 are read"},
 		{strings.Repeat("#", maxFile+1), "x.ini: larger than 1048576 bytes"},
 	} {
 		if _, err := Import([]byte(c[0]), "x.ini", nil); err == nil || err.Error() != c[1] {
