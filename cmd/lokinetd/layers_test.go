@@ -56,6 +56,7 @@ var soleUsers = map[string]string{
 	"github.com/BurntSushi/toml":          "config",
 	"github.com/klauspost/compress":       "router/netdb",
 	"golang.zx2c4.com/wireguard":          "netif",
+	"gvisor.dev/gvisor":                   "netif",
 	"github.com/google/nftables":          "netif",
 	"github.com/vishvananda/netlink":      "netif netif/lab",
 	"github.com/miekg/dns":                "dns",
@@ -63,7 +64,7 @@ var soleUsers = map[string]string{
 	"github.com/coreos/go-systemd":        "router",
 	"github.com/spf13/cobra":              "cmd/lokinetd",
 	"github.com/prometheus/client_golang": "router",
-	"net/http":                            "router/control cmd/lokinetd",
+	"net/http":                            "router/control cmd/lokinetd proxy",
 }
 
 // testImports are packages of ours that only tests of a package may import beside its row.
