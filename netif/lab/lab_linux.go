@@ -155,9 +155,9 @@ func (l *Lab) AddNode(c NodeConfig) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer theirs.Close()
 	s := &nodeSetup{Name: c.Name, Interface: "eth0", Addrs: c.Addrs, Gateway: c.Gateway, ResolvConf: c.ResolvConf, Hosts: c.Hosts, NoIPv6: c.NoIPv6}
 	id, err := l.call(request{Op: "node", Node: s}, theirs)
+	theirs.Close() // or a node that ends during its setup would leave us waiting
 	if err != nil {
 		w.c.Close()
 		return nil, err
