@@ -104,7 +104,7 @@ func Decide(w World) Decision {
 
 	switch {
 	case !w.Enabled:
-		return take(MethodOff, "there is no name server (dns.enabled = false)")
+		return take(MethodOff, "there is no name server here (dns.enabled = false, or a relay)")
 	case w.Want == MethodOff:
 		return take(MethodOff, `the configuration says so (dns.host = "off")`)
 	case len(w.servers()) == 0:
@@ -226,7 +226,9 @@ func Decide(w World) Decision {
 	case !w.Resolv.Exists || len(found) == 0:
 		see("/etc/resolv.conf %s", describe(w.Resolv))
 		return none(byHand, "nothing is known of how programs find a resolver here")
-	case slices.ContainsFunc(found, func(a netip.AddrPort) bool { return w.here(a) }):
+	case slices.ContainsFunc(found, w.here) && slices.ContainsFunc(found, func(a netip.AddrPort) bool { return !w.here(a) }):
+		return none("Name lokinetd alone there, and set dns.upstream to the others.", "/etc/resolv.conf names our name server and others beside it (%s), which programs ask for our names too, when ours cannot answer", list(found))
+	case slices.ContainsFunc(found, w.here):
 		return take(MethodOff, "/etc/resolv.conf names our name server already, by somebody else's hand")
 	case w.Resolv.Mount:
 		return none(byHand, "/etc/resolv.conf is mounted from elsewhere, as in a container, and names %s", list(found))

@@ -86,9 +86,22 @@ func (h *Host) Status() HostStatus {
 	h.mu.Lock()
 	s := h.status
 	h.mu.Unlock()
-	if s.Method != MethodResolved && s.Method != "" {
-		s.Problem = h.c.Place.Missing(context.Background(), s.Decision, h.c.Listen, h.c.Link())
-		s.Applied = s.Problem == "" && s.Method != MethodNone && s.Method != MethodOff
+	if s.Method == MethodResolved || s.Method == "" {
+		return s
+	}
+	return Judge(context.Background(), h.c.Place, s.Decision, h.c.Listen, h.c.Link())
+}
+
+// Judge looks whether a decision is in effect on the host.
+func Judge(ctx context.Context, p Place, d Decision, listen []netip.AddrPort, l Link) HostStatus {
+	s := HostStatus{Decision: d}
+	switch d.Method {
+	case MethodOff:
+	case MethodNone:
+		s.Problem = d.Reasons[len(d.Reasons)-1]
+	default:
+		s.Problem = p.Missing(ctx, d, listen, l)
+		s.Applied = s.Problem == ""
 	}
 	return s
 }

@@ -468,12 +468,12 @@ func TestLook(t *testing.T) {
 	if _, err := p.Revert(ctx); err != nil {
 		t.Fatal(err)
 	}
+	mu.Lock()
 	if !slices.Equal(reloads, []uint32{5, 5}) || mode != "default" || len(units) != 2 || units[0] != "systemd-resolved.service replace" {
 		t.Errorf("reloads %d, mode %s, units %q", reloads, mode, units)
 	}
 
 	// Another file overrules ours: it is said, and nothing of ours stays.
-	mu.Lock()
 	mode = "deaf"
 	mu.Unlock()
 	before := harvest(t, p)

@@ -142,6 +142,8 @@ func TestDecide(t *testing.T) {
 			MethodNone, "mounted from elsewhere", "container engine", nil, false},
 		{"the demo's node, whose resolv.conf names us", World{Listen: ours, Resolv: ResolvConf{Exists: true, Content: "nameserver 127.3.2.1\n"}},
 			MethodOff, "by somebody else's hand", "", nil, false},
+		{"we and others are in resolv.conf", World{Listen: ours, Resolv: ResolvConf{Exists: true, Content: "nameserver 127.3.2.1\nnameserver 9.9.9.9\n"}},
+			MethodNone, "others beside it (127.3.2.1, 9.9.9.9)", "dns.upstream", nil, false},
 		{"dnsmasq, unbound, bind9 or Pi-hole by its administrator's hand", World{Listen: ours, Bus: true, Systemd: 252, Dnsmasq: true, Resolv: ResolvConf{Exists: true, Content: "nameserver 127.0.0.1\n"}},
 			MethodNone, "programs ask a resolver on this host (127.0.0.1)", "docs/dns.md", nil, false},
 		{"no resolv.conf", World{Listen: ours}, MethodNone, "/etc/resolv.conf is missing", "systemd-resolved", nil, false},

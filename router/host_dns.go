@@ -5,6 +5,7 @@ import (
 	"sync/atomic"
 
 	"lokinetd/dns"
+	"lokinetd/router/control"
 )
 
 // hostDNS is how the programs of the host come to ask the name server.
@@ -52,4 +53,16 @@ func (h *host) setUpstream(configured []netip.AddrPort) error {
 		configured = *found
 	}
 	return h.dns.SetUpstream(configured)
+}
+
+// status is nil until the host has been looked at.
+func (d *hostDNS) status() *control.HostDNS {
+	if d.way == nil {
+		return nil
+	}
+	s := d.way.Status()
+	if s.Method == "" {
+		return nil
+	}
+	return &control.HostDNS{Method: string(s.Method), Why: s.Reasons, InEffect: s.Applied, Problem: s.Problem, Advice: s.Advice}
 }

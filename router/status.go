@@ -6,14 +6,13 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"net/netip"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	"lokinetd/dns"
 	"lokinetd/router/control"
 	"lokinetd/router/key"
 	"lokinetd/router/link"
@@ -156,9 +155,8 @@ func (h *host) clientStatus(s *control.Status, now time.Time) {
 	s.Tun = &control.Tun{Name: h.device.Name(), MTU: 1280, IPv6: h.device.NoIPv6() == ""}
 	if h.dns != nil {
 		s.DNS = h.dnsStatus()
-		if conf, err := os.ReadFile("/etc/resolv.conf"); err == nil && !asksUs(conf, h.sockets.Addrs()) {
-			s.Warnings = append(s.Warnings, "programs on this machine do not ask our name server: /etc/resolv.conf needs the line 'nameserver "+
-				h.sockets.Addrs()[0].Addr().String()+"' before others, or your resolver has to send it the names under .loki, .sesh and .snode")
+		if x := s.DNS.Host; x != nil && !x.InEffect && x.Method != string(dns.MethodOff) {
+			s.Warnings = append(s.Warnings, strings.TrimSpace("programs on this machine do not ask our name server: "+x.Problem+". "+x.Advice))
 		}
 	}
 }
@@ -215,19 +213,8 @@ func (h *host) dnsStatus() *control.DNS {
 			d.Answers[name] = n
 		}
 	}
+	d.Host = h.hostDNS.status()
 	return d
-}
-
-// asksUs says whether the first name server of a resolv.conf, the only one whose answers count, is one of our addresses, or a resolver of this
-// machine, which may know the way to us. A file without any name server means one on this machine.
-func asksUs(conf []byte, ours []netip.AddrPort) bool {
-	for line := range strings.Lines(string(conf)) {
-		if fields := strings.Fields(line); len(fields) > 1 && fields[0] == "nameserver" {
-			ip, err := netip.ParseAddr(fields[1])
-			return err == nil && (ip.IsLoopback() || slices.ContainsFunc(ours, func(a netip.AddrPort) bool { return a.Addr() == ip }))
-		}
-	}
-	return true
 }
 
 func latest(i session.Info) time.Time {

@@ -15,25 +15,6 @@ import (
 	"lokinetd/router/session"
 )
 
-func TestAsksUs(t *testing.T) {
-	ours := []netip.AddrPort{netip.MustParseAddrPort("127.3.2.1:53"), netip.MustParseAddrPort("192.0.2.53:53")}
-	for conf, want := range map[string]bool{
-		"nameserver 127.3.2.1\n":                 true,
-		"search x\nnameserver 192.0.2.53":        true,
-		"nameserver 127.0.0.53\noptions edns0\n": true, // a resolver of this machine, which may send our names to us
-		"nameserver ::1":                         true,
-		"":                                       true, // means the one on this machine
-		"nameserver 9.9.9.9\nnameserver 127.3.2.1\n":      false,
-		"# nameserver 127.3.2.1\nnameserver 9.9.9.9":      false,
-		"nameserver nonsense\nnameserver 127.3.2.1":       false,
-		"nameserver\nnameservers 9.9.9.9\nnameserver x y": false,
-	} {
-		if got := asksUs([]byte(conf), ours); got != want {
-			t.Errorf("%q: %v", conf, got)
-		}
-	}
-}
-
 func TestUnreached(t *testing.T) {
 	client, relay := key.Address{}, key.Address{Kind: key.Relay}
 	for _, c := range []struct {
@@ -46,7 +27,7 @@ func TestUnreached(t *testing.T) {
 		{relay, session.ErrNotFound, control.CodeNotFound, "no relay that this daemon knows"},
 		{relay, session.ErrUnreachable, control.CodeNotFound, "no relay that this daemon knows"},
 		{client, fmt.Errorf("x: %w", context.DeadlineExceeded), control.CodeFailure, "does not answer"},
-		{client, session.ErrUnsupported, control.CodeNotFound, "1.1 handshake"},
+		{client, session.ErrBusy, control.CodeNotFound, "too many calls"},
 	} {
 		var e *control.Error
 		if err := unreached("name.loki", c.to, c.err); !errors.As(err, &e) || e.Code != c.code || !strings.Contains(e.Text, c.text) {

@@ -75,18 +75,10 @@ func (a *app) dnsStatus(ctx context.Context) error {
 		return err
 	}
 	d := dns.Decide(w)
-	s := dns.HostStatus{Decision: d}
+	s := dns.Judge(ctx, dns.Place{}, d, c.DNS.Listen, link)
 	answers := dns.Answers(ctx, c.DNS.Listen)
-	switch {
-	case d.Method == dns.MethodOff:
-	case d.Method == dns.MethodNone:
-		s.Problem = d.Reasons[len(d.Reasons)-1]
-	default:
-		s.Problem = dns.Place{}.Missing(ctx, d, c.DNS.Listen, link)
-		if s.Problem == "" && answers != nil {
-			s.Problem = answers.Error()
-		}
-		s.Applied = s.Problem == ""
+	if s.Applied && answers != nil {
+		s.Applied, s.Problem = false, answers.Error()
 	}
 	var exit error
 	if s.Problem != "" {

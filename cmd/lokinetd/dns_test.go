@@ -25,7 +25,7 @@ func TestHostMethods(t *testing.T) {
 func TestDNSOff(t *testing.T) {
 	s := newScript(t)
 	s.write("off.toml", "[dns]\nenabled = false\n")
-	s.run(0, "dns status -c off.toml", "resolver of this host: off", "because: there is no name server (dns.enabled = false)")
+	s.run(0, "dns status -c off.toml", "resolver of this host: off", "because: there is no name server here (dns.enabled = false, or a relay)")
 	s.run(0, "dns status --json -c off.toml", `"method": "off"`, `"in_effect": false`)
 	s.run(2, "dns", "which of the commands")
 	s.run(1, "dns status -c none.toml", "none.toml")

@@ -253,7 +253,8 @@ func clientStatus() control.Status {
 		{Remote: goldenClient(5), Endpoint: "blog", Direction: "in", State: "answered", Since: goldenNow.Add(-time.Hour), LastActivity: goldenNow.Add(-10 * time.Second), BytesIn: 204_000, BytesOut: 9_876_543},
 	}
 	s.Tun = &control.Tun{Name: "lokinet0", MTU: 1280, IPv6: true}
-	s.DNS = &control.DNS{Listen: []string{"127.3.2.1:53"}, Upstream: []string{"9.9.9.9:53"}, Answers: map[string]uint64{"noerror": 12, "nxdomain": 1}}
+	s.DNS = &control.DNS{Listen: []string{"127.3.2.1:53"}, Upstream: []string{"9.9.9.9:53"}, Answers: map[string]uint64{"noerror": 12, "nxdomain": 1},
+		Host: &control.HostDNS{Method: "resolved", Why: []string{"systemd-resolved runs and is asked by programs", "it sends single domains to single interfaces"}, InEffect: true}}
 	s.Traffic = control.Traffic{PacketsIn: 4004, PacketsOut: 7006, BytesIn: 204_464, BytesOut: 9_877_104}
 	s.Drops = map[string]uint64{"session_forged": 2, "tun_in_closed": 17}
 	s.Warnings = []string{"relays: 5; the network works as long as all of them do, and 6 or more are advised"}

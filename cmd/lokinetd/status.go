@@ -85,6 +85,13 @@ func printStatus(w io.Writer, s control.Status, now time.Time) {
 	}
 	if s.DNS != nil {
 		line("dns", "on %s; other names: %s", strings.Join(s.DNS.Listen, ", "), orNone(strings.Join(s.DNS.Upstream, ", ")))
+		if x := s.DNS.Host; x != nil {
+			effect := "in effect"
+			if !x.InEffect {
+				effect = "not in effect"
+			}
+			line("", "resolver of this host: %s, %s (lokinetd dns status says why)", x.Method, effect)
+		}
 	}
 	line("traffic", "in %s (%d packets), out %s (%d packets)", bytesText(s.Traffic.BytesIn), s.Traffic.PacketsIn,
 		bytesText(s.Traffic.BytesOut), s.Traffic.PacketsOut)

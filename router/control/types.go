@@ -109,6 +109,16 @@ type DNS struct {
 	Listen   []string          `json:"listen"`
 	Upstream []string          `json:"upstream"`
 	Answers  map[string]uint64 `json:"answers"` // by rcode
+	Host     *HostDNS          `json:"host,omitempty"`
+}
+
+// HostDNS is how programs of the host come to ask the name server.
+type HostDNS struct {
+	Method   string   `json:"method"` // "resolved", "delegate", "networkmanager", "resolvconf", "file", "off" or "none"
+	Why      []string `json:"why"`
+	InEffect bool     `json:"in_effect"`
+	Problem  string   `json:"problem,omitempty"`
+	Advice   string   `json:"advice,omitempty"`
 }
 
 // Relay is what only a relay has to tell.
