@@ -88,10 +88,12 @@ func (k *conn) serve(ctx context.Context) error {
 	b := make([]byte, 16<<10)
 	for {
 		n, err := k.nc.Read(b)
-		if err != nil {
-			return fmt.Errorf("oxend: %w", err)
-		}
-		if hello {
+		switch {
+		case err != nil && !hello: // libzmq closes without a word on whoever does not come with the mechanism that it wants
+			return fmt.Errorf("oxend: the connection ended before it was one (is it a plain socket of oxend's, without CURVE?): %w", err)
+		case err != nil:
+			return fmt.Errorf("oxend: the connection ended: %w", err)
+		case hello:
 			k.nc.SetReadDeadline(time.Now().Add(silence))
 		}
 		p.feed(b[:n])

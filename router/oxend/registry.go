@@ -56,8 +56,12 @@ func (c *Client) Follow(ctx context.Context, f Follower) error {
 			}
 		})
 	}
-	all := func(some []chan struct{}) {
+	k, changed := c.state()
+	do := func(some []chan struct{}) {
 		for _, kick := range some {
+			if k == nil {
+				return // all is done when it is there
+			}
 			select {
 			case kick <- struct{}{}:
 			default: // it will come to it
@@ -68,21 +72,17 @@ func (c *Client) Follow(ctx context.Context, f Follower) error {
 	defer missing.Stop()
 	t := time.NewTicker(PingInterval)
 	defer t.Stop()
-	was, changed := c.state()
-	all(kicks)
+	do(kicks)
 	for {
 		select {
 		case <-t.C:
-			all(kicks)
+			do(kicks)
 		case <-changed: // who comes back may have restarted, and knows nothing of us
-			var now *conn
-			if now, changed = c.state(); now != nil && now != was {
-				t.Reset(PingInterval)
-				all(kicks)
-			}
-			was = now
+			k, changed = c.state()
+			t.Reset(PingInterval)
+			do(kicks)
 		case <-c.block:
-			all(kicks[2:])
+			do(kicks[2:])
 		case <-missing.C:
 			l.missing()
 		case <-ctx.Done():

@@ -87,7 +87,7 @@ func TestParseList(t *testing.T) {
 }
 
 func TestParseKey(t *testing.T) {
-	s := key.FromSeed([32]byte{1, 2, 3})
+	s := key.FromSeed([32]byte(testkit.Counting(0x51, 32)))
 	seed, pub := s.Seed(), s.Public()
 	text := fmt.Sprintf("%x%x", seed, pub[:])
 	got, err := parseKey([]byte(`{"service_node_privkey": "00", "service_node_ed25519_privkey": "` + text + `", "status": "OK"}`))
