@@ -68,16 +68,48 @@ type call struct {
 
 // pending is an init of ours for which an accept may come.
 type pending struct {
-	*initiator
+	caller
+	tag   uint32
+	old   bool // of the 1.0 handshake
 	c     *call
 	tries int
-	until time.Time // zero: not accepted yet; else the end of its grace
+	until time.Time // zero: not accepted yet, and still sent; else the end of its grace
 }
 
-func (t *Table) newPending(c *call) *pending {
-	p := &pending{initiator: newInitiator(t.c.Self, c.r.addr.Key, t.newTag()), c: c}
+// caller is the calling half of a handshake, an initiator or an oldInitiator.
+type caller interface {
+	init(p path.ID) ([]byte, error)
+	fits(p path.ID) bool
+	wipe()
+}
+
+// offer gives the init to be sent on the current path: p, or another one in its place if there is none or it cannot be sent there, or is of the form that the
+// remote does not take. An accept for the replaced one counts a while longer.
+func (t *Table) offer(c *call, p *pending, now time.Time) *pending {
+	old := t.speaksOld(c) && (c.session == nil || c.session.keys.old)
+	if p != nil && p.old == old && p.fits(c.path.id()) {
+		return p
+	}
+	if p != nil && p.until.IsZero() {
+		p.until = now.Add(grace)
+	}
+	p = &pending{tag: t.newTag(), old: old, c: c}
+	if old {
+		p.caller = &oldInitiator{self: t.c.Self, remote: c.r.addr.Key, tag: p.tag}
+	} else {
+		p.caller = newInitiator(t.c.Self, c.r.addr.Key, p.tag)
+	}
 	t.pending[p.tag] = p
 	return p
+}
+
+// speaksOld says whether the remote knows only the 1.0 handshake: its contact says so.
+func (t *Table) speaksOld(c *call) bool {
+	if c.r.addr.Kind == key.Relay {
+		rc := t.c.RelayContact(c.r.addr.Key)
+		return rc != nil && !rc.Handshake11()
+	}
+	return c.contact.Flags&netdb.FlagPFS == 0
 }
 
 // forget ends the wait for an accept.
@@ -106,21 +138,12 @@ func (t *Table) dial(r *remote, now time.Time) error {
 	case r.addr.Key.Check() != nil:
 		return ErrNotFound
 	case r.addr.Kind == key.Relay:
-		rc := t.c.RelayContact(r.addr.Key)
-		if rc == nil {
+		if t.c.RelayContact(r.addr.Key) == nil {
 			return ErrUnreachable
 		}
-		if !speaks(rc) {
-			return ErrUnsupported
-		}
 	default:
-		if e := t.contacts[r.addr.Key]; e != nil {
-			if now.Before(e.missing) {
-				return ErrNotFound
-			}
-			if e.cc != nil && !e.cc.Expired(now) && e.cc.Flags&netdb.FlagPFS == 0 {
-				return ErrUnsupported
-			}
+		if e := t.contacts[r.addr.Key]; e != nil && now.Before(e.missing) {
+			return ErrNotFound
 		}
 	}
 	if t.calls >= t.c.Limits.Calls {
@@ -130,12 +153,6 @@ func (t *Table) dial(r *remote, now time.Time) error {
 	t.log.Debug("calling", "remote", r.addr)
 	r.call = &call{r: r, since: now, used: now}
 	return nil
-}
-
-// speaks says whether a relay takes the 1.1 handshake (protocol/README decision 2).
-func speaks(rc *netdb.RelayContact) bool {
-	v := rc.Version
-	return rc.Sessions || v[0] > 1 || v[0] == 1 && v[1] >= 1
 }
 
 // hangUp ends a call and the sessions that it had.
@@ -189,7 +206,7 @@ func (t *Table) drive(c *call, now time.Time) {
 		return
 	}
 	if c.session == nil && c.try == nil {
-		c.try = t.newPending(c)
+		c.try = t.offer(c, nil, now)
 		c.inits, c.wait, c.nextInit = 0, initWait, now
 	}
 	if c.try != nil && !now.Before(c.nextInit) {
@@ -211,11 +228,6 @@ func (t *Table) drive(c *call, now time.Time) {
 func (t *Table) follow(c *call, now time.Time) bool {
 	e := t.contact(c.r.addr.Key, now)
 	if e.cc != nil && e.cc != c.contact && !e.cc.Expired(now) {
-		if e.cc.Flags&netdb.FlagPFS == 0 && c.session == nil {
-			t.fail(c.r, ErrUnsupported)
-			t.hangUp(c)
-			return false
-		}
 		c.contact = e.cc
 		if c.pool != nil {
 			t.later(func() { t.redirect(c) })
@@ -326,9 +338,14 @@ func message(body []byte, tag uint32, pivot *path.ID) []byte {
 }
 
 func (t *Table) sendInit(c *call, now time.Time) {
+	c.try = t.offer(c, c.try, now)
 	body, err := c.try.init(c.path.id())
 	if err != nil {
 		return // the remote's key was checked
+	}
+	typ := byte(path.TypeHandshake)
+	if c.try.old {
+		typ = path.TypeControl
 	}
 	c.inits++
 	jitter := 0.8 + 0.4*rand.Float64()
@@ -338,23 +355,23 @@ func (t *Table) sendInit(c *call, now time.Time) {
 	t.nonces.draw(&n)
 	pivot := c.target()
 	t.count.InitsSent.Add(1)
-	c.path.control(path.TypeHandshake, message(body, 0, &pivot), n)
+	c.path.control(typ, message(body, 0, &pivot), n)
 }
 
 func (t *Table) sendSwitch(c *call, now time.Time) {
-	if c.spare == nil {
-		c.spare = t.newPending(c)
-	}
+	c.spare = t.offer(c, c.spare, now)
 	id := c.path.id()
 	init, err := c.spare.init(id)
 	if err != nil {
 		return
 	}
-	var n seal.Nonce
-	t.nonces.draw(&n)
+	ks := &c.session.keys
+	var inner seal.Nonce
+	t.nonce(c.session, &inner)
+	n := ks.switchNonce(inner)
 	pivot := c.target()
 	t.count.SwitchesSent.Add(1)
-	c.path.control(path.TypeHandshake, message(pathSwitch(&c.session.keys.out, &n, id, init), c.session.keys.peer, &pivot), n)
+	c.path.control(path.TypeHandshake, message(pathSwitch(ks, &n, id, init, c.spare.old), ks.peer, &pivot), n)
 }
 
 // affirm sends the accepted session's first message when there is no packet to send: a path switch to the path that it is on already, as a bare control message.
@@ -372,7 +389,7 @@ func (t *Table) signal(s *session, method string, param []byte) {
 		return
 	}
 	var n seal.Nonce
-	t.nonces.draw(&n)
+	t.nonce(s, &n)
 	pivot := &w.pivot
 	if w.bare {
 		pivot = nil
@@ -433,13 +450,17 @@ func (t *Table) doubt(c *call, now time.Time) {
 		t.refresh(c.r, now)
 		t.widen(c, min(c.doubts-1, widest))
 	}
+	if c.doubts > 1 && !s.keys.old && t.speaksOld(c) {
+		t.remove(s, now) // it came back as a 1.0 one: what we send it does not understand
+		return
+	}
 	t.swerve(c, now)
 	c.seen = c.pool.paths(now)
 	switch {
 	case s.sure.Load():
 		t.sendSwitch(c, now)
 	case c.try == nil:
-		c.try = t.newPending(c)
+		c.try = t.offer(c, nil, now)
 		c.inits, c.wait = 0, initWait
 		t.sendInit(c, now)
 	}
@@ -467,7 +488,7 @@ func (t *Table) widen(c *call, more int) {
 // accepted opens an accept that came to a tag of ours (protocol 4 section 3.5). The latest valid one counts.
 func (t *Table) accepted(tag uint32, box []byte, now time.Time) {
 	p := t.pending[tag]
-	if p == nil {
+	if p == nil || p.old {
 		t.count.DropTag.Add(1)
 		return
 	}
@@ -475,25 +496,72 @@ func (t *Table) accepted(tag uint32, box []byte, now time.Time) {
 		t.count.DropRate.Add(1)
 		return
 	}
-	ks, err := p.accept(box)
+	ks, err := p.caller.(*initiator).accept(box)
 	if err != nil {
 		t.count.DropForged.Add(1)
 		return
 	}
-	if old := t.tags[tag]; old != nil && old.keys == ks {
-		t.count.DropReplayed.Add(1)
+	t.establish(p, ks, nil, now)
+}
+
+// acceptedOld takes a control message to a tag that is no session's: it can only be the accept of a 1.0 init (section 3.7).
+func (t *Table) acceptedOld(tag uint32, sealed []byte, n *seal.Nonce, now time.Time) {
+	p := t.pending[tag]
+	if p == nil || !p.old {
+		t.count.DropTag.Add(1)
 		return
 	}
+	ks, err := p.caller.(*oldInitiator).open(sealed, n)
+	if err != nil {
+		t.count.DropForged.Add(1)
+		return
+	}
+	t.establish(p, ks, n, now)
+}
+
+// acceptedAgain takes the accept of a 1.0 init that was accepted before: the remote answered it twice, and may have kept the latter session only.
+func (t *Table) acceptedAgain(tag uint32, param []byte, now time.Time) {
+	p := t.pending[tag]
+	if p == nil || !p.old {
+		t.count.DropDirection.Add(1)
+		return
+	}
+	ks, err := p.caller.(*oldInitiator).accept(param)
+	if err != nil {
+		t.count.DropParse.Add(1)
+		return
+	}
+	t.establish(p, ks, nil, now)
+}
+
+// establish makes the session that an init of ours was accepted with, unless there is nothing new in it, or it is less than what there is. n is the nonce of the accept if
+// that came under the session's key.
+func (t *Table) establish(p *pending, ks keys, n *seal.Nonce, now time.Time) {
 	c := p.c
-	s := &session{r: c.r, own: tag, keys: ks, outbound: true, since: now}
+	before := t.tags[p.tag]
+	switch {
+	case before != nil && before.keys == ks:
+		t.count.DropReplayed.Add(1)
+		return
+	case ks.old && c.session != nil && !c.session.keys.old:
+		t.count.DropType.Add(1)
+		return
+	}
+	s := &session{r: c.r, own: p.tag, keys: ks, outbound: true, since: now}
 	s.heard.Store(t.at(now))
 	if c.path != nil {
 		s.route.Store(&route{via: c.path, pivot: c.target()})
 	}
+	if before != nil && before.keys.in == ks.in {
+		s.inherit(before)
+	}
+	if n != nil {
+		s.first(&s.signals, &s.packets, n)
+	}
 	t.add(s, now)
 	t.count.AcceptsTaken.Add(1)
 	c.session, c.used = s, now
-	t.log.Debug("session established", "remote", c.r.addr, "after", now.Sub(c.since))
+	t.log.Debug("session established", "remote", c.r.addr, "after", now.Sub(c.since), "old", ks.old)
 	// Other inits of ours are sent no more. An accept for one of them would still count: the remote may keep only what it was called for last.
 	for _, done := range []*pending{p, c.try} {
 		if done != nil && done.until.IsZero() {

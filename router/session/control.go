@@ -10,11 +10,12 @@ import (
 
 // Control messages (protocol 4 section 5): a dict of method and parameter, sealed under the session's key. Nothing answers them.
 
-// Methods that we know; others are ignored.
+// Methods that we know; others are ignored, and so are keys that we do not know.
 const (
-	methodClose   = "session_close" // either side: this session has ended
-	methodContact = "publish_cc"    // responder to initiator: its new client contact, as published
-	methodSwitch  = "path_switch"   // initiator to responder: answer over the path on which this came
+	methodClose   = "session_close"  // either side: this session has ended
+	methodContact = "publish_cc"     // responder to initiator: its new client contact, as published
+	methodSwitch  = "path_switch"    // initiator to responder: answer over the path on which this came
+	methodAccept  = "session_accept" // responder to initiator: the answer to a 1.0 init
 )
 
 // sealControl appends a control message, sealed, to dst.

@@ -28,13 +28,14 @@ import (
 // Error contract: an error changes nothing. The initiator can be used again, with the next accept too. Keys are returned only after the other
 // side's signature has been verified.
 //
-// The 1.0 handshake (section 3.7) would be a second initiator and a second answer beside these; what a Table does with the resulting keys is the same.
+// The 1.0 handshake is in handshake10.go; what a Table does with the resulting keys is the same.
 
 // Kinds of handshake messages: the value of the key "" of the outer dict.
 const (
 	kindInit   = 'i'
 	kindAccept = 'a'
 	kindSwitch = 's'
+	kindOld    = 0 // a 1.0 init: it has no such key
 )
 
 // maxHandshake bounds a handshake body, in bytes. The largest is a path switch, 1526; the rest is for keys that later versions may add.
@@ -45,7 +46,6 @@ var (
 	errSignature   = errors.New("session: handshake: signature does not verify")
 	errTag         = errors.New("session: handshake: tag 0")
 	errSelf        = errors.New("session: handshake: from our own key")
-	errOldInit     = errors.New("session: handshake: 1.0 form")
 	errSwitchMatch = errors.New("session: path switch does not open")
 )
 
@@ -53,17 +53,21 @@ var (
 type keys struct {
 	out, in seal.Key
 	peer    uint32 // the tag that the peer chose for what it receives
+	old     bool   // of the 1.0 handshake: out and in are the same
 }
 
 // handshake is an outer message, taken apart but not opened. The slices are borrowed from the body.
 type handshake struct {
 	kind   byte
 	box    []byte // init and accept
-	sealed []byte // path switch: S
-	init   []byte // path switch: the init to use when the tag is not known; may be empty
+	sealed []byte // path switch: S; 1.0 init: x
+	init   []byte // path switch: the init to use when the tag is not known, of either form; may be empty
+
+	eph   key.Public // 1.0 init: k
+	nonce seal.Nonce // 1.0 init: n
 }
 
-// parseHandshake reads the body of a message of type 0x02, tag and pivot id cut off. The list form of a path switch, which 1.0 peers use, is read too.
+// parseHandshake reads the body of a message of type 0x02, or of a 1.0 init, tag and pivot id cut off. The list form of a path switch, which 1.0 peers use, is read too.
 func parseHandshake(body []byte) (h handshake, err error) {
 	switch {
 	case len(body) == 0 || len(body) > maxHandshake:
@@ -79,7 +83,11 @@ func parseHandshake(body []byte) (h handshake, err error) {
 	case d.Err() != nil:
 		return h, d.Err()
 	case !ok:
-		return h, errOldInit
+		k, n := d.Fixed("k", len(h.eph)), d.Fixed("n", len(h.nonce))
+		h.kind, h.sealed = kindOld, d.Bytes("x")
+		copy(h.eph[:], k)
+		copy(h.nonce[:], n)
+		return h, d.Finish()
 	case len(kind) != 1:
 		return h, errHandshake
 	}
@@ -182,16 +190,22 @@ func parseAccept(inner []byte) (a openedAccept, err error) {
 	return openedAccept{[32]byte(y), c, uint32(tag), signed, sig}, nil
 }
 
+// fits says whether an init may be sent on a path.
+func (i *initiator) fits(path.ID) bool { return true }
+
 // wipe forgets the ephemeral keys; i is of no use afterwards.
 func (i *initiator) wipe() { i.eph.Wipe() }
 
-// openedInit is the inside of an init. m is borrowed.
+// openedInit is the inside of an init of either form. m is borrowed.
 type openedInit struct {
-	remote key.Public // I
-	x      [32]byte   // X
+	remote key.Public // I or i
+	x      [32]byte   // X or the outer k
 	m      []byte     // M
 	pivot  path.ID    // p: where the initiator is to be found
 	tag    uint32     // t: what it wants on messages to it
+
+	old bool     // the 1.0 form
+	key seal.Key // what it is sealed with, if it is of that form
 }
 
 // parseInit reads the inside of an init and does not verify it.
@@ -209,7 +223,7 @@ func parseInit(inner []byte) (in openedInit, signed, sig []byte, err error) {
 	if tag == 0 {
 		return in, nil, nil, errTag
 	}
-	return openedInit{key.Public(remote), [32]byte(x), m, path.ID(p), uint32(tag)}, signed, sig, nil
+	return openedInit{remote: key.Public(remote), x: [32]byte(x), m: m, pivot: path.ID(p), tag: uint32(tag)}, signed, sig, nil
 }
 
 // openInit opens the box of an init to self. allowed, asked before the signature is verified, saves that cost for remotes that are refused; false
@@ -220,27 +234,47 @@ func openInit(self *key.Secret, box []byte, allowed func(key.Public) bool) (in o
 		return in, fmt.Errorf("session: init: %w", err)
 	}
 	got, signed, sig, err := parseInit(inner)
-	switch {
-	case err != nil:
+	if err != nil {
 		return in, err
-	case got.remote == self.Public():
-		return in, errSelf
-	case !allowed(got.remote):
-		return in, errRefused
-	case !got.remote.Verify(signed, sig):
-		return in, errSignature
+	}
+	if err := got.check(self, signed, sig, allowed); err != nil {
+		return in, err
 	}
 	return got, nil
 }
 
-// same says whether two inits are the same call, whatever the path that they came on.
-func (in *openedInit) same(o *openedInit) bool {
-	return in.remote == o.remote && in.tag == o.tag && in.x == o.x
+// open opens the init h; see openInit.
+func (h *handshake) open(self *key.Secret, allowed func(key.Public) bool) (openedInit, error) {
+	if h.kind == kindOld {
+		return openOldInit(self, h, allowed)
+	}
+	return openInit(self, h.box, allowed)
 }
 
-// answer gives the body of the accept, 1275 to 1284 bytes, and the responder's keys; tag is what the initiator is to put on its messages to us, not 0.
-// Errors: X or M is no key.
+// check says why an init that was opened is not taken.
+func (in *openedInit) check(self *key.Secret, signed, sig []byte, allowed func(key.Public) bool) error {
+	switch {
+	case in.remote == self.Public():
+		return errSelf
+	case !allowed(in.remote):
+		return errRefused
+	case !in.remote.Verify(signed, sig):
+		return errSignature
+	}
+	return nil
+}
+
+// same says whether two inits are the same call, whatever the path that they came on.
+func (in *openedInit) same(o *openedInit) bool {
+	return in.remote == o.remote && in.tag == o.tag && in.x == o.x && in.old == o.old && in.key == o.key
+}
+
+// answer gives the body of the accept, 1275 to 1284 bytes, or the parameter of a 1.0 one, and the responder's keys; tag is what the initiator is to put on
+// its messages to us, not 0. Errors: X or M is no key.
 func (in *openedInit) answer(self *key.Secret, tag uint32) (accept []byte, ks keys, err error) {
+	if in.old {
+		return oldAcceptParam(tag), keys{out: in.key, in: in.key, peer: in.tag, old: true}, nil
+	}
 	r, err := seal.Respond(in.x, in.m)
 	if err != nil {
 		return nil, ks, fmt.Errorf("session: answer: %w", err)
@@ -262,16 +296,22 @@ func (in *openedInit) answer(self *key.Secret, tag uint32) (accept []byte, ks ke
 	return outer("a", box), ks, nil
 }
 
-// pathSwitch gives the body of a path switch, 1517 to 1526 bytes: the session with key out goes on over the path whose terminal id is p. init
-// is the whole init for a remote that has forgotten the session. n must be the nonce that the message is sent with.
-func pathSwitch(out *seal.Key, n *seal.Nonce, p path.ID, init []byte) []byte {
-	sealed := sealControl(nil, out, n, methodSwitch, switchParam(p))
-	return bt.NewDict(make([]byte, 0, len(sealed)+len(init)+30)).String("", "s").Bytes("S", sealed).Bytes("i", init).End()
+// pathSwitch gives the body of a path switch, with a 1.1 init 1517 to 1526 bytes: the session with keys ks goes on over the path whose terminal id is p. init
+// is the whole init for a remote that has forgotten the session; list gives the form for remotes that take only 1.0 ones. The message must be sent with the nonce n.
+func pathSwitch(ks *keys, n *seal.Nonce, p path.ID, init []byte, list bool) []byte {
+	inner := ks.switchNonce(*n)
+	sealed := sealControl(nil, &ks.out, &inner, methodSwitch, switchParam(p))
+	dst := make([]byte, 0, len(sealed)+len(init)+30)
+	if list {
+		return append(bt.AppendBytes(bt.AppendBytes(append(dst, 'l'), sealed), init), 'e')
+	}
+	return bt.NewDict(dst).String("", "s").Bytes("S", sealed).Bytes("i", init).End()
 }
 
-// openSwitch opens the S of a path switch with the session's in key and the message's nonce, and gives p. sealed is not changed.
-func openSwitch(sealed []byte, in *seal.Key, n *seal.Nonce) (p path.ID, err error) {
-	plain, ok := seal.Open(bytes.Clone(sealed), in, n)
+// openSwitch opens the S of a path switch with the session's keys and the message's nonce, and gives p. sealed is not changed.
+func openSwitch(sealed []byte, ks *keys, n *seal.Nonce) (p path.ID, err error) {
+	inner := ks.switchNonce(*n)
+	plain, ok := seal.Open(bytes.Clone(sealed), &ks.in, &inner)
 	if !ok {
 		return p, errSwitchMatch
 	}

@@ -125,7 +125,7 @@ func TestSizes(t *testing.T) {
 		_, _, init, accept := shake(t, i, bob, tag)
 		n := fillNonce(1)
 		k := seal.Key(fill(2))
-		moved := pathSwitch(&k, &n, fillID(3), init)
+		moved := pathSwitch(&keys{out: k}, &n, fillID(3), init, false)
 		for _, c := range []struct {
 			what      string
 			got, want int
@@ -164,7 +164,7 @@ func TestSizes(t *testing.T) {
 	}{
 		{init, "d0:1:i1:B1416:"},
 		{accept, "d0:1:a1:B1260:"},
-		{pathSwitch(new(seal.Key), new(seal.Nonce), fillID(3), init), "d0:1:s1:S65:"},
+		{pathSwitch(new(keys), new(seal.Nonce), fillID(3), init, false), "d0:1:s1:S65:"},
 	} {
 		if !bytes.HasPrefix(c.got, []byte(c.want)) {
 			t.Errorf("begins with %q, want %q", c.got[:len(c.want)], c.want)
@@ -198,7 +198,7 @@ func TestPathSwitch(t *testing.T) {
 	k, n := seal.Key(fill(5)), fillNonce(6)
 	i := newInitiator(alice, bob.Public(), 77)
 	init, _ := i.init(fillID(3))
-	body := pathSwitch(&k, &n, fillID(3), init)
+	body := pathSwitch(&keys{out: k}, &n, fillID(3), init, false)
 	list := append(bt.AppendBytes(bt.AppendBytes([]byte("l"), sealControl(nil, &k, &n, methodSwitch, switchParam(fillID(3)))), init), 'e')
 	for _, b := range [][]byte{body, list} {
 		h, err := parseHandshake(b)
@@ -206,14 +206,14 @@ func TestPathSwitch(t *testing.T) {
 			t.Fatal(err)
 		}
 		for range 2 { // it may be opened twice: nothing is changed
-			if p, err := openSwitch(h.sealed, &k, &n); err != nil || p != fillID(3) {
+			if p, err := openSwitch(h.sealed, &keys{in: k}, &n); err != nil || p != fillID(3) {
 				t.Fatal(p, err)
 			}
 		}
-		if _, err := openSwitch(h.sealed, new(seal.Key), &n); err == nil {
+		if _, err := openSwitch(h.sealed, new(keys), &n); err == nil {
 			t.Fatal("opened under another key")
 		}
-		if _, err := openSwitch(h.sealed, &k, new(seal.Nonce)); err == nil {
+		if _, err := openSwitch(h.sealed, &keys{in: k}, new(seal.Nonce)); err == nil {
 			t.Fatal("opened under another nonce")
 		}
 	}
@@ -221,7 +221,7 @@ func TestPathSwitch(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := openSwitch(other.sealed, &k, &n); err == nil {
+	if _, err := openSwitch(other.sealed, &keys{in: k}, &n); err == nil {
 		t.Fatal("another method is taken for a path switch")
 	}
 }
@@ -373,7 +373,7 @@ func TestCutAndFlip(t *testing.T) {
 	i := newInitiator(alice, bob.Public(), 77)
 	_, _, init, accept := shake(t, i, bob, 88)
 	k, n := seal.Key(fill(5)), fillNonce(6)
-	moved := pathSwitch(&k, &n, fillID(3), init)
+	moved := pathSwitch(&keys{out: k}, &n, fillID(3), init, false)
 
 	opensInit := func(body []byte) bool {
 		h, err := parseHandshake(body)
@@ -396,7 +396,7 @@ func TestCutAndFlip(t *testing.T) {
 		if err != nil || h.kind != kindSwitch {
 			return false
 		}
-		_, err = openSwitch(h.sealed, &k, &n)
+		_, err = openSwitch(h.sealed, &keys{in: k}, &n)
 		return err == nil
 	}
 	// The container of a path switch is not authenticated: a change in the key "i" loses the init and nothing else.
@@ -469,16 +469,13 @@ func TestParseHandshake(t *testing.T) {
 		{"d1:B3:box0:1:ie", 0},
 		{"d0:1:s1:Si5ee", 0},
 		{"d0:1:s1:S0:1:ii5ee", 0},
-		{"d1:k2:ab1:n2:ab1:x2:abe", 0}, // 1.0
+		{"d1:k2:ab1:n2:ab1:x2:abe", 0}, // 1.0, too short
 		{"d0:1:i1:B5000:" + string(make([]byte, 5000)) + "e", 0},
 	} {
 		h, err := parseHandshake([]byte(c.body))
 		if (err == nil) != (c.kind != 0) || err == nil && h.kind != c.kind {
 			t.Errorf("%.40q: %q, %v", c.body, h.kind, err)
 		}
-	}
-	if _, err := parseHandshake([]byte("d1:k2:ab1:n2:ab1:x2:abe")); err != errOldInit {
-		t.Error("a 1.0 init:", err)
 	}
 }
 
@@ -487,6 +484,7 @@ func FuzzHandshake(f *testing.F) {
 	f.Add([]byte("d0:1:i1:B3:boxe"))
 	f.Add([]byte("d0:1:s1:S2:ab1:i2:cde"))
 	f.Add([]byte("l2:ab2:cde"))
+	f.Add([]byte("d1:k32:" + string(make([]byte, 32)) + "1:n24:" + string(make([]byte, 24)) + "1:x2:abe"))
 	f.Fuzz(func(t *testing.T, body []byte) {
 		h, err := parseHandshake(body)
 		if err != nil {
@@ -498,6 +496,8 @@ func FuzzHandshake(f *testing.F) {
 			b = outer(string(h.kind), h.box)
 		case kindSwitch:
 			b = bt.NewDict(nil).String("", "s").Bytes("S", h.sealed).Bytes("i", h.init).End()
+		case kindOld:
+			b = bt.NewDict(nil).Bytes("k", h.eph[:]).Bytes("n", h.nonce[:]).Bytes("x", h.sealed).End()
 		default:
 			t.Fatal("kind", h.kind)
 		}
@@ -505,13 +505,14 @@ func FuzzHandshake(f *testing.F) {
 			return // the input had less around its parts
 		}
 		again, err := parseHandshake(b)
-		if err != nil || again.kind != h.kind || !bytes.Equal(again.box, h.box) || !bytes.Equal(again.sealed, h.sealed) || !bytes.Equal(again.init, h.init) {
+		if err != nil || again.kind != h.kind || !bytes.Equal(again.box, h.box) || !bytes.Equal(again.sealed, h.sealed) || !bytes.Equal(again.init, h.init) ||
+			again.eph != h.eph || again.nonce != h.nonce {
 			t.Fatal("not a fixed point:", err)
 		}
 	})
 }
 
-// FuzzInner: anybody who knows our key can seal a box with this in it for us.
+// FuzzInner: anybody who knows our key can seal a box or a 1.0 init with this in it for us.
 func FuzzInner(f *testing.F) {
 	i := newInitiator(alice, bob.Public(), 77)
 	_, _, init, accept := shake(f, i, bob, 88)
@@ -519,7 +520,15 @@ func FuzzInner(f *testing.F) {
 	f.Add(inner)
 	inner, _ = seal.OpenBox(alice, box(f, accept, kindAccept))
 	f.Add(inner)
+	f.Add(bt.NewDict(nil).Bytes("i", make([]byte, 32)).Bytes("p", make([]byte, 16)).Uint("t", 77).Bytes("~", make([]byte, 64)).End())
 	f.Fuzz(func(t *testing.T, inner []byte) {
+		if in, signed, sig, err := parseOldInit(inner); err == nil {
+			b := bt.NewDict(nil).Bytes("i", in.remote[:]).Bytes("p", in.pivot[:]).Uint("t", uint64(in.tag)).Bytes("~", sig).End()
+			again, _, _, err := parseOldInit(b)
+			if err != nil || !again.same(&in) || again.pivot != in.pivot || !bytes.HasPrefix(inner, signed) {
+				t.Fatal("1.0 init: not a fixed point:", err)
+			}
+		}
 		if in, signed, sig, err := parseInit(inner); err == nil {
 			b := bt.NewDict(nil).Bytes("I", in.remote[:]).Bytes("M", in.m).Bytes("X", in.x[:]).Bytes("p", in.pivot[:]).Uint("t", uint64(in.tag)).Bytes("~", sig).End()
 			again, _, _, err := parseInit(b)
@@ -541,6 +550,7 @@ func FuzzInner(f *testing.F) {
 func FuzzControl(f *testing.F) {
 	f.Add([]byte("d1:e13:session_close1:p0:e"))
 	f.Add([]byte("d1:e11:path_switch1:p24:d1:p16:xxxxxxxxxxxxxxxxee"))
+	f.Add([]byte("d1:e14:session_accept1:p8:d1:ti77eee"))
 	f.Fuzz(func(t *testing.T, plain []byte) {
 		method, param, err := parseControl(plain)
 		if err != nil {
@@ -553,6 +563,11 @@ func FuzzControl(f *testing.F) {
 		if id, err := parseSwitch(param); err == nil {
 			if again, err := parseSwitch(switchParam(id)); err != nil || again != id {
 				t.Fatal("path switch: not a fixed point:", err)
+			}
+		}
+		if tag, err := parseOldAccept(param); err == nil {
+			if again, err := parseOldAccept(oldAcceptParam(tag)); err != nil || again != tag {
+				t.Fatal("1.0 accept: not a fixed point:", err)
 			}
 		}
 	})

@@ -302,14 +302,14 @@ func TestGarbage(t *testing.T) {
 		var s *session
 		for _, s = range a.table.tags {
 		}
-		a.table.signal(s, methodContact, []byte("de")) // only who was called sends it
-		a.table.signal(s, "session_accept", []byte("d1:ti5ee"))
+		a.table.signal(s, methodContact, []byte("de"))      // only who was called sends it
+		a.table.signal(s, methodAccept, []byte("d1:ti5ee")) // nor is it 1.0
 		a.table.signal(s, "no such method", nil)
 		a.table.signal(s, methodSwitch, []byte("nonsense"))
 		a.table.unlock()
 		f.run(time.Second)
 		stats := b.table.Stats()
-		if stats.DropShort == 0 || stats.DropTag == 0 || stats.DropType == 0 || stats.DropDirection != 1 || stats.DropParse < 2 {
+		if stats.DropShort == 0 || stats.DropTag == 0 || stats.DropType == 0 || stats.DropDirection != 2 || stats.DropParse < 2 {
 			t.Fatalf("%+v", stats)
 		}
 		b.table.lock()
@@ -376,6 +376,8 @@ func FuzzControlled(f *testing.F) {
 	f.Add(byte(2), []byte("d0:1:s1:S2:ab1:i2:cde"), uint32(6), false)
 	f.Add(byte(2), []byte("d0:1:a1:B2:abe"), uint32(7), false)
 	f.Add(byte(2), []byte("d0:1:i1:B2:abe"), uint32(0), false)
+	f.Add(byte(1), []byte("garbage that is as long as an accept"), uint32(8), false)
+	f.Add(byte(1), []byte("d1:k32:"+string(make([]byte, 32))+"1:n24:"+string(make([]byte, 24))+"1:x2:abe"), uint32(0), false)
 	b := newTable(Config{Self: bob, Accept: everybody})
 	now := time.Now()
 	_, kr, _, _ := shake(f, newInitiator(alice, bob.Public(), 5), bob, 6)
@@ -383,8 +385,13 @@ func FuzzControlled(f *testing.F) {
 	s.route.Store(&route{via: fakeTerminal{}})
 	b.add(s, now)
 	c := &call{r: s.r}
-	p := &pending{initiator: newInitiator(bob, alice.Public(), 7), c: c}
+	p := &pending{caller: newInitiator(bob, alice.Public(), 7), c: c}
 	b.pending[7] = p
+	old := &oldInitiator{self: bob, remote: alice.Public(), tag: 8}
+	if _, err := old.init(fillID(1)); err != nil {
+		f.Fatal(err)
+	}
+	b.pending[8] = &pending{caller: old, tag: 8, old: true, c: c}
 	f.Fuzz(func(t *testing.T, typ byte, body []byte, tag uint32, datagram bool) {
 		p.tries = 0
 		before := b.Stats()

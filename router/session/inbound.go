@@ -35,7 +35,13 @@ func (t *Table) controlled(via carrier, typ byte, msg []byte, n seal.Nonce) {
 		t.handshake(via, tag, body, &n)
 	case typ == path.TypeControl && tag != 0:
 		t.control(via, tag, body, &n)
-	default: // a 1.0 init too
+	case typ == path.TypeControl:
+		if h, err := parseHandshake(body); err != nil || h.kind != kindOld {
+			t.count.DropParse.Add(1)
+		} else {
+			t.called(via, h, time.Now())
+		}
+	default:
 		t.count.DropType.Add(1)
 	}
 }
@@ -49,7 +55,7 @@ func (t *Table) handshake(via carrier, tag uint32, body []byte, n *seal.Nonce) {
 	now := time.Now()
 	switch {
 	case h.kind == kindInit && tag == 0:
-		t.called(via, h.box, now)
+		t.called(via, h, now)
 	case h.kind == kindAccept && tag != 0:
 		t.lock()
 		t.accepted(tag, h.box, now)
@@ -61,15 +67,15 @@ func (t *Table) handshake(via carrier, tag uint32, body []byte, n *seal.Nonce) {
 	}
 }
 
-// called answers an init (protocol 4 section 3.4), or not:
+// called answers an init of either form in its own (protocol 4 sections 3.4 and 3.7), or not:
 //
 //  1. nobody may call, or too many do: drop, before any key is touched
 //  2. open the box; the remote may call; the signature holds; p fits the path that it came on
 //  3. it is the init of a session that we have: the accept was lost, send it again on the path that this one came on. Unless the
-//     session's keys were used, then it is a copy
+//     session's keys were used, then it is a copy. A 1.0 init that was answered before is a copy too when its session is gone
 //  4. there is room for another session
 //  5. keys, a tag, the accept. Other sessions with the remote stay
-func (t *Table) called(via carrier, box []byte, now time.Time) {
+func (t *Table) called(via carrier, h handshake, now time.Time) {
 	if t.c.Accept == nil {
 		t.count.DropRefused.Add(1)
 		return
@@ -78,7 +84,7 @@ func (t *Table) called(via carrier, box []byte, now time.Time) {
 		t.count.DropRate.Add(1)
 		return
 	}
-	in, err := openInit(t.c.Self, box, t.c.Accept)
+	in, err := h.open(t.c.Self, t.c.Accept)
 	switch {
 	case err == errRefused:
 		t.count.DropRefused.Add(1)
@@ -111,6 +117,10 @@ func (t *Table) called(via carrier, box []byte, now time.Time) {
 			return
 		}
 	}
+	if in.old && t.oldInits.seen(&h.nonce) {
+		t.count.DropReplayed.Add(1)
+		return
+	}
 	if !t.room(addr, via, now) {
 		t.count.DropFull.Add(1)
 		return
@@ -120,6 +130,9 @@ func (t *Table) called(via carrier, box []byte, now time.Time) {
 	if err != nil {
 		t.count.DropForged.Add(1)
 		return
+	}
+	if in.old {
+		t.oldInits.add(&h.nonce)
 	}
 	in.m = nil
 	s.init = in
@@ -136,6 +149,11 @@ func (t *Table) called(via carrier, box []byte, now time.Time) {
 }
 
 func (t *Table) sendAccept(s *session) {
+	t.count.AcceptsSent.Add(1)
+	if s.keys.old {
+		t.signal(s, methodAccept, s.accept)
+		return
+	}
 	w := s.route.Load()
 	var n seal.Nonce
 	t.nonces.draw(&n)
@@ -143,7 +161,6 @@ func (t *Table) sendAccept(s *session) {
 	if w.bare {
 		pivot = nil
 	}
-	t.count.AcceptsSent.Add(1)
 	w.via.control(path.TypeHandshake, message(s.accept, s.keys.peer, pivot), n)
 }
 
@@ -211,9 +228,10 @@ func (t *Table) switched(via carrier, tag uint32, h handshake, n *seal.Nonce, no
 		return
 	}
 	if s != nil {
-		p, err := openSwitch(h.sealed, &s.keys.in, n)
+		p, err := openSwitch(h.sealed, &s.keys, n)
 		if err == nil {
-			if !s.first(&s.signals, &s.packets, n) {
+			inner := s.keys.switchNonce(*n)
+			if !s.first(&s.signals, &s.packets, &inner) {
 				t.count.DropReplayed.Add(1)
 				return
 			}
@@ -222,7 +240,7 @@ func (t *Table) switched(via carrier, tag uint32, h handshake, n *seal.Nonce, no
 		}
 	}
 	init, err := parseHandshake(h.init)
-	if err != nil || init.kind != kindInit {
+	if err != nil || init.kind != kindInit && init.kind != kindOld {
 		if s != nil {
 			t.count.DropForged.Add(1)
 		} else {
@@ -230,7 +248,7 @@ func (t *Table) switched(via carrier, tag uint32, h handshake, n *seal.Nonce, no
 		}
 		return
 	}
-	t.called(via, init.box, now)
+	t.called(via, init, now)
 }
 
 // reroute makes the path that an authentic path switch came on the way back.
@@ -253,9 +271,12 @@ func (t *Table) reroute(s *session, via carrier, p path.ID, now time.Time) {
 
 // control takes a sealed control message (protocol 4 section 5).
 func (t *Table) control(via carrier, tag uint32, sealed []byte, n *seal.Nonce) {
+	now := time.Now()
 	s := t.find(tag)
 	if s == nil {
-		t.count.DropTag.Add(1)
+		t.lock()
+		t.acceptedOld(tag, sealed, n, now)
+		t.unlock()
 		return
 	}
 	plain, ok := seal.Open(sealed, &s.keys.in, n)
@@ -267,7 +288,6 @@ func (t *Table) control(via carrier, tag uint32, sealed []byte, n *seal.Nonce) {
 		t.count.DropReplayed.Add(1)
 		return
 	}
-	now := time.Now()
 	t.authentic(s, now)
 	method, param, err := parseControl(plain)
 	if err != nil {
@@ -285,6 +305,10 @@ func (t *Table) control(via carrier, tag uint32, sealed []byte, n *seal.Nonce) {
 			return
 		}
 		t.told(s.r.addr.Key, param, now)
+	case methodAccept:
+		t.lock()
+		t.acceptedAgain(tag, param, now)
+		t.unlock()
 	case methodSwitch:
 		p, err := parseSwitch(param)
 		switch {

@@ -108,7 +108,7 @@ func (m *model) advance(ses *modelSession) {
 	}
 	n := m.nonce()
 	if ses.up {
-		p.control(path.TypeHandshake, message(pathSwitch(&ses.keys.out, &n, p.end, init), ses.keys.peer, &p.peer), n)
+		p.control(path.TypeHandshake, message(pathSwitch(&ses.keys, &n, p.end, init, false), ses.keys.peer, &p.peer), n)
 	} else {
 		p.control(path.TypeHandshake, message(init, 0, &p.peer), n)
 	}
@@ -223,7 +223,7 @@ func (o modelOwner) controlled(via carrier, typ byte, msg []byte, n seal.Nonce) 
 		ses.queue = nil
 	case kindSwitch:
 		if ses := m.tags[tag]; ses != nil {
-			if id, err := openSwitch(h.sealed, &ses.keys.in, &n); err == nil && !ses.outbound {
+			if id, err := openSwitch(h.sealed, &ses.keys, &n); err == nil && !ses.outbound {
 				ses.via, ses.pivot = p, id
 			}
 			return

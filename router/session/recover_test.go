@@ -432,7 +432,7 @@ func TestOlderSession(t *testing.T) {
 		a.table.lock()
 		c := a.table.remotes[b.addr()].call
 		first := c.session
-		c.try = a.table.newPending(c)
+		c.try = a.table.offer(c, nil, time.Now())
 		a.table.sendInit(c, time.Now())
 		a.table.unlock()
 		f.run(500 * time.Millisecond)

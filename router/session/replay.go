@@ -12,6 +12,8 @@ const (
 	maxLines    = 2048 // of a session with much traffic: 128 KiB, about 16,000 nonces
 	firstLines  = 8
 	signalLines = 32 // for control messages and path switches, which are few
+
+	oldInitLines = 512 // for inits: 32 KiB, about 4,000 of them
 )
 
 // replay remembers the nonces of a session's recent authentic messages, so that a copy of one is not taken for another (protocol 4 section 2.3 has no

@@ -3,6 +3,7 @@ package session
 import (
 	"encoding/binary"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -137,7 +138,7 @@ func (t *Table) transmit(s *session, w *route, b *packet.Buffer, proto uint8, no
 	default:
 		tail[0] = trafficRaw
 	}
-	t.nonces.draw(&b.Nonce)
+	t.nonce(s, &b.Nonce)
 	seal.Seal(b.Data, &s.keys.out, &b.Nonce)
 	binary.BigEndian.PutUint32(b.Extend(tagSize), s.keys.peer)
 	if !w.bare {
@@ -214,6 +215,22 @@ func (s *session) first(here, there *replay, n *seal.Nonce) bool {
 	ok := !there.seen(n) && here.add(n)
 	s.fresh.Unlock()
 	return ok
+}
+
+// nonce draws the nonce of a message on s. 1.0 keys serve both directions, so it is remembered: what we sent must not come back to us as the remote's.
+func (t *Table) nonce(s *session, n *seal.Nonce) {
+	t.nonces.draw(n)
+	if s.keys.old {
+		s.first(&s.packets, &s.signals, n)
+	}
+}
+
+// inherit takes over what another session with the same key remembers.
+func (s *session) inherit(o *session) {
+	o.fresh.Lock()
+	defer o.fresh.Unlock()
+	s.packets, s.signals = o.packets, o.signals
+	s.packets.lines, s.signals.lines = slices.Clone(o.packets.lines), slices.Clone(o.signals.lines)
 }
 
 // authentic notes that a message of the peer came on s.

@@ -29,7 +29,6 @@ const (
 var (
 	ErrNotFound    = errors.New("session: the remote has no contact")                              // it is offline, or its key is none
 	ErrUnreachable = errors.New("session: the remote is out of reach")                             // a relay whose contact is not known; anybody, for a relay
-	ErrUnsupported = errors.New("session: the remote does not know the 1.1 handshake")             // its contact says so
 	ErrTimeout     = errors.New("session: the remote does not answer")                             // a packet waited 10 s
 	ErrBusy        = errors.New("session: too many calls at once")                                 // Limits.Calls
 	ErrClosed      = errors.New("session: the table is closed")                                    //
@@ -43,7 +42,8 @@ type Config struct {
 	Self  *key.Secret
 	Relay bool // a relay's endpoint: it is called and never calls, and has terminal hops in place of paths
 
-	// Accept says whether a remote may call us. nil: a relay takes everybody, a client nobody. Who is refused gets no answer. It must not block.
+	// Accept says whether a remote may call us. nil: a relay takes everybody, a client nobody. Who is refused gets no answer. It must not block. A remote that was
+	// called by the 1.0 handshake can call others by it under the caller's key (see Info.Old).
 	Accept func(remote key.Public) bool
 	// Deliver gets each IP packet that arrives, addresses zero, and owns b. It does not block.
 	Deliver func(from key.Address, b *packet.Buffer)
@@ -123,6 +123,7 @@ type Table struct {
 	closed   bool
 	replaces bool                // see FollowReference
 	pending  map[uint32]*pending // inits of ours that an accept may come for, by own tag
+	oldInits replay              // the nonces of the 1.0 inits that were answered
 	calls    int
 	contacts map[key.Public]*contact
 	entrance pool // a client's inbound paths; never changes
@@ -206,6 +207,7 @@ func newTable(c Config) *Table {
 		remotes: make(map[key.Address]*remote), tags: make(map[uint32]*session),
 	}
 	t.gate.set(c.Limits.Handshakes)
+	t.oldInits.max = oldInitLines
 	t.publish.flags, t.publish.srv = c.Flags, c.SRV
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	return t
@@ -575,7 +577,7 @@ func (t *Table) fail(r *remote, why error) {
 	r.waiters = nil
 }
 
-// Connect waits until there is a session with a remote, and starts one if need be. Errors: ErrNotFound, ErrUnreachable, ErrUnsupported, ErrBusy, ErrClosed, ctx's.
+// Connect waits until there is a session with a remote, and starts one if need be. Errors: ErrNotFound, ErrUnreachable, ErrBusy, ErrClosed, ctx's.
 // A remote that does not answer is called for as long as somebody waits.
 func (t *Table) Connect(ctx context.Context, to key.Address) error {
 	now := time.Now()
@@ -650,6 +652,7 @@ type Info struct {
 	Inbound bool // the remote called
 	State   State
 	Current bool // packets to the remote go here
+	Old     bool // by the 1.0 handshake: one key for both directions, which is not forward secret
 	Since   time.Time
 	Heard   time.Time // last authentic message of the remote; zero: none
 	Said    time.Time // last packet of ours; zero: none
@@ -670,7 +673,7 @@ func (t *Table) List() []Info {
 		current := r.current.Load()
 		for _, s := range r.sessions {
 			i := Info{
-				Remote: r.addr, Inbound: !s.outbound, State: Established, Current: s == current, Since: s.since,
+				Remote: r.addr, Inbound: !s.outbound, State: Established, Current: s == current, Old: s.keys.old, Since: s.since,
 				Heard: t.when(s.heard.Load()), Said: t.when(s.said.Load()),
 				PacketsIn: s.packetsIn.Load(), BytesIn: s.bytesIn.Load(), PacketsOut: s.packetsOut.Load(), BytesOut: s.bytesOut.Load(),
 			}

@@ -188,29 +188,6 @@ func TestNowhere(t *testing.T) {
 				t.Errorf("%s: %v", what, err)
 			}
 		}
-
-		// A client and a relay with the 1.0 handshake only.
-		cc := netdb.ClientContact{Flags: netdb.FlagIPv4, Intros: []netdb.Intro{{Expiry: time.Now().Add(time.Hour), Hop: fillID(1), Relay: f.pivots[0]}}}
-		blinded, _ := carol.Public().Blind()
-		sealed, err := cc.Seal(carol, time.Now())
-		if err != nil {
-			t.Fatal(err)
-		}
-		f.stored[2][blinded] = sealed
-		f.run(missingTime)
-		go func() { done <- a.table.Connect(context.Background(), quiet) }()
-		f.run(time.Second)
-		if err := <-done; err != ErrUnsupported {
-			t.Fatal(err)
-		}
-		if err := a.table.Connect(t.Context(), quiet); err != ErrUnsupported {
-			t.Fatal("the second time:", err)
-		}
-		for v, ok := range map[[3]uint8]bool{{1, 0, 9}: false, {0, 9, 9}: false, {1, 1, 0}: true, {2, 0, 0}: true} {
-			if speaks(&netdb.RelayContact{Version: v}) != ok || !speaks(&netdb.RelayContact{Version: v, Sessions: true}) {
-				t.Error(v)
-			}
-		}
 	})
 }
 
