@@ -21,7 +21,10 @@ import (
 	"lokinetd/router/key"
 )
 
-const demoWait = 60 * time.Second // for each thing that is waited for
+const (
+	demoWait = 60 * time.Second // for each thing that is waited for
+	demoName = "demo.loki"      // of the page, in the network file
+)
 
 func (a *app) demoCommand() *cobra.Command {
 	var keep bool
@@ -95,6 +98,9 @@ func (a *app) demo(ctx context.Context, keep bool, repeat int) (err error) {
 		return err
 	}
 	warm.print(a.out, "warm start (the same client again)")
+	if err := guest.byName(); err != nil {
+		return err
+	}
 	fmt.Fprintf(a.out, "\n--- lokinetd status of the client that fetched the page\n")
 	printStatus(a.out, status, time.Now())
 	if status, err = host.status(ctx); err != nil {
@@ -208,6 +214,28 @@ func (v *visit) print(w io.Writer, what string) {
 	}
 }
 
+// byName fetches the page by its name, and says how many relays agreed on whose it is.
+func (h *demoHost) byName() error {
+	r, err := control.NewClient(h.socket()).Resolve(h.d.ctx, demoName)
+	if err != nil {
+		return fmt.Errorf("%s cannot be resolved: %w", demoName, err)
+	}
+	began := time.Now()
+	var out firstWrite
+	var said bytes.Buffer
+	c := h.d.get(h.node, "http://"+demoName+"/")
+	c.Stdout, c.Stderr = &out, &said
+	if err := h.d.run(c); err != nil {
+		return fmt.Errorf("the page could not be fetched by its name: %w: %s", err, said.String())
+	}
+	if page, _, err := splitTimes(out.b.Bytes()); err != nil || string(page) != demoPage {
+		return fmt.Errorf("another page came by its name: %q, %w", page, err)
+	}
+	fmt.Fprintf(h.d.a.out, "\nthe same page at http://%s/: %.0f ms to the first byte; %d of %d relays agreed that the name is %s\n",
+		demoName, ms(out.at.Sub(began)), r.Agreed, r.Relays, r.Address)
+	return nil
+}
+
 // visit starts the client and, at the same instant, curl, whose queries wait in sockets that were opened before (as a service manager does it).
 // curl tries once.
 func (h *demoHost) visit(url string) (*visit, error) {
@@ -269,7 +297,7 @@ func newDemo(ctx context.Context, a *app) (*demoNet, error) {
 	if err != nil {
 		return nil, fmt.Errorf("demo: folder for its files (TMPDIR): %w", err)
 	}
-	d := &demoNet{a: a, dir: dir, operator: key.Generate()}
+	d := &demoNet{a: a, dir: dir, operator: key.Generate(), page: key.Generate()}
 	d.ctx, d.cancel = context.WithCancelCause(ctx)
 	return d, nil
 }
@@ -285,7 +313,7 @@ func (d *demoNet) close() {
 
 // serve starts a client that hosts the page, and waits until others can find it; the web server's socket is open then.
 func (d *demoNet) serve(ctx context.Context) (host *demoHost, address string, err error) {
-	if host, err = d.client("host", "10.77.0.101", "[[service]]\nname = \"web\"\nports = [\"tcp/80\"]\necho = true\n"); err != nil {
+	if host, err = d.client("host", "10.77.0.101", fmt.Sprintf("[[service]]\nname = \"web\"\nkey = %q\nports = [\"tcp/80\"]\necho = true\n", d.pageKey())); err != nil {
 		return nil, "", err
 	}
 	socket, err := host.node.Listen("tcp", ":80")

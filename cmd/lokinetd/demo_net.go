@@ -29,6 +29,7 @@ type demoNet struct {
 	a        *app
 	dir      string
 	operator *key.Secret
+	page     *key.Secret // of the service that the network file calls demoName; nil: none
 	lab      *lab.Lab
 
 	// ctx ends when the demo is to end; its cause says why. Set by newDemo.
@@ -76,6 +77,12 @@ func (d *demoNet) plan() (names []string, err error) {
 			return nil, err
 		}
 	}
+	if d.page != nil {
+		file.Names = map[string]key.Public{demoName: d.page.Public()}
+		if err := d.page.Save(d.pageKey()); err != nil {
+			return nil, err
+		}
+	}
 	raw, err := file.Sign(d.operator)
 	if err != nil {
 		return nil, err
@@ -105,6 +112,8 @@ func (d *demoNet) startRelays(names []string) error {
 	}
 	return nil
 }
+
+func (d *demoNet) pageKey() string { return filepath.Join(d.dir, "page.key") }
 
 // file is the configuration file of a member of the network.
 func (d *demoNet) file(name string) string { return filepath.Join(d.dir, name, "lokinetd.toml") }
