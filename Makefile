@@ -6,14 +6,14 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := build
-.PHONY: build test check demo env fuzz fuzz-long bench bench-go bench-net soak mutants clean help FORCE
+.PHONY: build test check demo env fuzz fuzz-long bench bench-go bench-net soak deb mutants clean help FORCE
 
 FUZZTIME ?= 10s
 PKG ?= ./...
 with := source .cache/env &&
 
 build: .cache/env ## the program, build/lokinetd (the default)
-	@$(with) CGO_ENABLED=0 go build -ldflags "-X main.version=$$(git describe --tags --always --dirty 2>/dev/null || echo unknown)" -o build/lokinetd ./cmd/lokinetd
+	@$(with) CGO_ENABLED=0 go build -ldflags "-X main.version=$(or $(VERSION),$$(git describe --tags --always --dirty 2>/dev/null || echo unknown))" -o build/lokinetd ./cmd/lokinetd
 
 test: check ## gofmt, vet, and all tests that need no root, with the race detector (PKG=./router/bt for one package)
 	@$(with) if [ "$$(go env CGO_ENABLED)" = 1 ]; then \
@@ -73,6 +73,16 @@ bench-net: .cache/env ## a relay alone and whole networks, beside Tor and wiregu
 soak: .cache/env ## 200 MB each way through the demo's network, then days of simulated time in the test network; takes hours
 	@$(with) go test -tags root,soak -run TestDemoNetwork -count 1 -timeout 0 -v ./cmd/lokinetd/
 	@$(with) go test -tags soak -run Soak -count 1 -timeout 0 -v ./router/testnet/
+
+deb: .cache/env ## the Debian package, build/lokinetd_*.deb, of the files as they are here (needs debhelper and dh-apparmor; fetches nothing)
+	@rm -rf build/deb && mkdir -p build/deb/lokinetd/.cache
+	@tar -c --exclude=./.cache --exclude=./build --exclude=./.git . | tar -x -C build/deb/lokinetd
+	@cp -r packaging/debian build/deb/lokinetd/debian
+	@if [ -d .cache/mod ]; then ln -s "$$PWD/.cache/mod" build/deb/lokinetd/.cache/mod; fi
+	@$(with) GOPATH=$$(go env GOPATH) GOMODCACHE=$$(go env GOMODCACHE) GOCACHE=$$(go env GOCACHE); \
+	export GOPATH GOMODCACHE GOCACHE; unset GOFLAGS GOTOOLCHAIN; cd build/deb/lokinetd && dpkg-buildpackage -b -us -uc
+	@mv build/deb/*.deb build/ && rm -rf build/deb
+	@ls -l build/*.deb
 
 mutants: ## change one protocol constant at a time in a copy; a test against foreign code must notice (a table on stdout)
 	@.ci/mutants
