@@ -194,10 +194,15 @@ func (c *Config) finish() {
 const maxFile = 1 << 20
 
 // Load reads and checks a file. The error is an Errors, or of the file system (fs.ErrNotExist and so on).
-func Load(path string) (*Config, error) { return LoadOver(defaults(), path) }
+func Load(path string) (*Config, error) { return LoadWith(path, func(*Config) {}) }
 
-// LoadOver is Load with c in the place of what Load takes for what the file does not say. c is the result's from now on.
-func LoadOver(c *Config, path string) (*Config, error) {
+// LoadWith is Load where adjust changes what is taken for what the file does not say. path "" is an empty file.
+func LoadWith(path string, adjust func(*Config)) (*Config, error) {
+	c := defaults()
+	adjust(c)
+	if path == "" {
+		return parse(c, nil, path)
+	}
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("config: %w", err)
