@@ -93,6 +93,17 @@ func (c *Config) check(d *decoder) {
 		d.fault("relay.public_address", "%s: want the address of one host", a)
 	}
 
+	switch o := c.Relay.Oxend; {
+	case o != "" && !strings.HasPrefix(o, "ipc:///"):
+		d.fault("relay.oxend", "%q: want \"ipc://\" and the absolute path of oxend's socket", o)
+	case len(o) > len("ipc://")+maxSocket:
+		d.fault("relay.oxend", "%d bytes: a socket's path may have at most %d", len(o)-len("ipc://"), maxSocket)
+	case o != "" && c.Network.File != "":
+		d.fault("relay.oxend", "has a meaning only without network.file: a private network needs no oxend")
+	case c.Relay.Key != "" && c.Role == RoleRelay && c.Network.File == "":
+		d.fault("relay.key", "has a meaning only with network.file: on the public network oxend holds the relay's key")
+	}
+
 	switch s := c.Control.Socket; {
 	case s == "":
 		d.fault("control.socket", "must not be empty")

@@ -124,8 +124,12 @@ type Service struct {
 type Relay struct {
 	Listen        netip.AddrPort `toml:"listen" port:"1190"`
 	PublicAddress netip.AddrPort `toml:"public_address" port:"1190"` // invalid: that of Listen, or of the interface
-	Key           string         `toml:"key" path:"file"`
+	Key           string         `toml:"key" path:"file"`            // of a private network's relay
+	Oxend         string         `toml:"oxend"`                      // "ipc:///PATH", of the public network's relay, whose key it holds; "": DefaultOxend
 }
+
+// DefaultOxend is where an oxend listens by itself (protocol 2 section 8.1).
+const DefaultOxend = "ipc:///var/lib/oxen/oxend.sock"
 
 // Control is the socket that the command line talks to.
 type Control struct {
@@ -179,6 +183,9 @@ func (c *Config) finish() {
 	}
 	if n := len(p.StrictEdges); n > 0 {
 		p.EdgeConnections = min(p.EdgeConnections, n)
+	}
+	if c.Relay.Oxend == "" && c.Role == RoleRelay && c.Network.File == "" {
+		c.Relay.Oxend = DefaultOxend
 	}
 	if c.Relay.Key == "" {
 		c.Relay.Key = filepath.Join(c.DataDir, "relay.key")

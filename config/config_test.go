@@ -140,8 +140,23 @@ format = "json"
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := (Relay{netip.MustParseAddrPort("192.0.2.1:1190"), netip.MustParseAddrPort("203.0.113.5:2000"), "r.key"}); c.Relay != want || c.Role != RoleRelay {
+	if want := (Relay{netip.MustParseAddrPort("192.0.2.1:1190"), netip.MustParseAddrPort("203.0.113.5:2000"), "r.key", ""}); c.Relay != want || c.Role != RoleRelay {
 		t.Errorf("%+v", c)
+	}
+}
+
+// TestOxend: only a relay of the public network has one.
+func TestOxend(t *testing.T) {
+	for text, want := range map[string]string{
+		"":                   "",
+		"role = \"relay\"\n": DefaultOxend,
+		"role = \"relay\"\n[relay]\noxend = \"ipc:///run/o.sock\"\n":            "ipc:///run/o.sock",
+		"role = \"relay\"\n[network]\nfile = \"/n\"\noperator = \"OPERATOR\"\n": "",
+	} {
+		c, err := Parse([]byte(expand(text)), "x.toml")
+		if err != nil || c.Relay.Oxend != want {
+			t.Errorf("%q: %q, %v", text, c.Relay.Oxend, err)
+		}
 	}
 }
 
@@ -186,7 +201,7 @@ func TestErrors(t *testing.T) {
 		{"[network]\nsuffix = \".loki\"", `x.toml:2: network.suffix: ".loki": want "loki" or "sesh"`},
 		{"[log]\nformat = \"xml\"", `x.toml:2: log.format: "xml": want "auto" or "text" or "json"`},
 		{"[log]\nlevel = \"*=trace\"", `x.toml:2: log.level: level "trace": want debug, info, warn or error, in a list like "*=info,dns=debug"`},
-		{"[log]\nlevel = \"dnss=info\"", `x.toml:2: log.level: module "dnss": want * or one of control, dns, link, netdb, netif, path, proxy, router, session`},
+		{"[log]\nlevel = \"dnss=info\"", `x.toml:2: log.level: module "dnss": want * or one of control, dns, link, netdb, netif, oxend, path, proxy, router, session`},
 		{"data_dir = \"\"", "x.toml:1: data_dir: must not be empty"},
 		{"data_dir = \"a\\u0000b\"", "x.toml:1: data_dir: holds a control character"},
 		// Secrets.
@@ -231,6 +246,11 @@ func TestErrors(t *testing.T) {
 		{"[dns]\nupstream = [\"0.0.0.0\"]", "x.toml:2: dns.upstream[0]: 0.0.0.0:53: want the address of a resolver"},
 		{"role = \"relay\"\n[relay]\nlisten = \"[::1]:1190\"", "x.toml:3: relay.listen: [::1]:1190: want an IPv4 address"},
 		{"role = \"relay\"\n[relay]\npublic_address = \"0.0.0.0:1190\"", "x.toml:3: relay.public_address: 0.0.0.0:1190: want the address of one host"},
+		{"role = \"relay\"\n[relay]\noxend = \"tcp://127.0.0.1:1\"", `x.toml:3: relay.oxend: "tcp://127.0.0.1:1": want "ipc://" and the absolute path of oxend's socket`},
+		{"role = \"relay\"\n[relay]\noxend = \"ipc://x.sock\"", `x.toml:3: relay.oxend: "ipc://x.sock": want "ipc://" and the absolute path of oxend's socket`},
+		{"role = \"relay\"\n[relay]\noxend = \"ipc:///" + strings.Repeat("s", 107) + "\"", "x.toml:3: relay.oxend: 108 bytes: a socket's path may have at most 107"},
+		{"role = \"relay\"\n[relay]\nkey = \"k\"", "x.toml:3: relay.key: has a meaning only with network.file: on the public network oxend holds the relay's key"},
+		{"role = \"relay\"\n[network]\nfile = \"n\"\noperator = \"OPERATOR\"\n[relay]\noxend = \"ipc:///x\"", "x.toml:6: relay.oxend: has a meaning only without network.file: a private network needs no oxend"},
 		// Services.
 		{"[[service]]\nports = [\"tcp/80\"]", `x.toml:1: service[0].name: "": want 1 to 32 of a-z, 0-9 and inner hyphens`},
 		{"[[service]]\nname = \"Blog\"", `x.toml:2: service[0].name: "Blog": want 1 to 32 of a-z, 0-9 and inner hyphens`},

@@ -136,7 +136,7 @@ func (s *Service) checkForward(d *decoder, at string) {
 }
 
 // Modules are the parts of the daemon that have a log level of their own.
-var Modules = []string{"control", "dns", "link", "netdb", "netif", "path", "proxy", "router", "session"}
+var Modules = []string{"control", "dns", "link", "netdb", "netif", "oxend", "path", "proxy", "router", "session"}
 
 // Levels is a log level for each module. The zero value is "*=info".
 type Levels struct {
