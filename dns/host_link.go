@@ -63,11 +63,9 @@ type Host struct {
 }
 
 const (
-	lookEvery  = time.Minute      // how often the host is looked at again
-	firstRetry = time.Second      // after a failure; doubled each time
-	lastRetry  = time.Minute      // up to this
-	revertTime = 2 * time.Second  // for undoing it at the end
-	settleTime = 15 * time.Second // to look once more after the start
+	lookEvery  = time.Minute     // how often the host is looked at again
+	firstLook  = time.Second     // after the start or a failure; doubled each time, up to lookEvery
+	revertTime = 2 * time.Second // for undoing it at the end
 )
 
 // NewHost makes it; Run starts it.
@@ -156,10 +154,11 @@ func (h *Host) note(applied bool, err error) {
 	}
 }
 
-// Run keeps the host's resolver told until ctx ends, and then takes back what it told systemd-resolved, unless Keep is set. It never fails: without it the daemon works, for programs that
-// ask it by themselves. The host is looked at again every minute, since resolvers come and go, and the first time sooner: at boot they come while we start.
+// Run keeps the host's resolver told until ctx ends, and then takes back what it told systemd-resolved, unless Keep is set. It never fails: without it the daemon works,
+// for programs that ask it by themselves. The host is looked at again every minute, since resolvers come and go; sooner at first, as at boot they come while we start, and
+// after a failure.
 func (h *Host) Run(ctx context.Context) error {
-	retry, wait := firstRetry, settleTime
+	wait := firstLook
 	for ctx.Err() == nil {
 		if h.decide(ctx).Method == MethodResolved {
 			start := time.Now()
@@ -168,17 +167,16 @@ func (h *Host) Run(ctx context.Context) error {
 				break
 			}
 			h.note(false, err)
-			if time.Since(start) > lastRetry {
-				retry = firstRetry
+			if time.Since(start) > lookEvery {
+				wait = firstLook
 			}
-			wait, retry = retry, min(2*retry, lastRetry)
 		}
 		select {
 		case <-ctx.Done():
 		case <-h.again:
 		case <-time.After(wait):
 		}
-		wait = lookEvery
+		wait = min(2*wait, lookEvery)
 	}
 	return nil
 }

@@ -333,7 +333,7 @@ func TestResolved(t *testing.T) {
 
 	// The bus is started anew.
 	b.stop()
-	h.await(false, "bus is gone")
+	h.await(false, "bus")
 	s.stop()
 	b.start()
 	s.start()

@@ -138,6 +138,8 @@ func TestDecide(t *testing.T) {
 
 		{"container without bus", World{Listen: ours, Resolv: ResolvConf{Exists: true, Content: "nameserver 10.0.2.3\n", Mount: true}},
 			MethodNone, "mounted from elsewhere", "dns.host", nil, false},
+		{"container that asks the systemd-resolved outside", World{Listen: ours, Resolv: ResolvConf{Exists: true, Content: stubConf}},
+			MethodNone, "there is no system bus; /etc/resolv.conf names 127.0.0.53, which is systemd-resolved, and that cannot be reached", "systemctl status", nil, false},
 		{"container, and lokinetd may write", World{Want: MethodFile, Listen: ours, Resolv: ResolvConf{Exists: true, Content: "nameserver 10.0.2.3\n", Mount: true}},
 			MethodNone, "mounted from elsewhere", "container engine", nil, false},
 		{"the demo's node, whose resolv.conf names us", World{Listen: ours, Resolv: ResolvConf{Exists: true, Content: "nameserver 127.3.2.1\n"}},
@@ -153,7 +155,7 @@ func TestDecide(t *testing.T) {
 	} {
 		c.world.Enabled = true
 		d := Decide(c.world)
-		if d.Method != c.method || !strings.Contains(strings.Join(d.Reasons, "\n"), c.why) || (c.advice == "") != (d.Advice == "") && d.Method != MethodNone || !strings.Contains(d.Advice, c.advice) ||
+		if d.Method != c.method || !strings.Contains(strings.Join(d.Reasons, "; "), c.why) || (c.advice == "") != (d.Advice == "") && d.Method != MethodNone || !strings.Contains(d.Advice, c.advice) ||
 			!slices.Equal(d.Upstream, c.upstream) || d.StartNM != c.startNM {
 			t.Errorf("%s:\n got %s, upstream %v, start %v\nwant %s: %s. %s, upstream %v", c.name, d, d.Upstream, d.StartNM, c.method, c.why, c.advice, c.upstream)
 		}
