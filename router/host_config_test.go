@@ -193,7 +193,7 @@ group = ""
 			t.Errorf("%s has no effect", k)
 		}
 	}
-	for _, table := range []string{"network", "client", "paths", "tun", "relay"} {
+	for _, table := range []string{"network", "client", "paths", "tun"} {
 		v := reflect.ValueOf(base).Elem()
 		for i := range v.NumField() {
 			if v.Type().Field(i).Tag.Get("toml") != table {

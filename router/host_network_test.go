@@ -188,6 +188,10 @@ func TestBootstrapReload(t *testing.T) {
 		if why := h.whyNotReady(0); strings.Contains(why, dir) {
 			t.Errorf("reason: %s", why)
 		}
+		look(listOf(signed(1, network, time.Now().Add(-40*24*time.Hour))), []int{1}, "")
+		if why := h.whyNotReady(0); !private && !strings.Contains(why, "a current bootstrap file") {
+			t.Errorf("reason: %s", why)
+		}
 		look(listOf(signed(1, network+1, time.Now())), []int{1}, "of network")
 		look([]byte("rubbish"), []int{1}, "bootstrap file refused, the former ones stay")
 		look(listOf(signed(2, network, time.Now()), signed(3, network, time.Now())), []int{2, 3}, "")

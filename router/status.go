@@ -152,6 +152,9 @@ func (h *host) clientStatus(s *control.Status, now time.Time) {
 		s.Traffic.BytesOut += st.BytesOut
 		s.Endpoints = append(s.Endpoints, x)
 	}
+	if s.Proxy = h.proxyStatus(); s.Proxy != nil {
+		return
+	}
 	s.Tun = &control.Tun{Name: h.device.Name(), MTU: 1280, IPv6: h.device.NoIPv6() == ""}
 	if h.dns != nil {
 		s.DNS = h.dnsStatus()
@@ -169,6 +172,9 @@ func (h *host) whyNotReady(edges int) string {
 	case len(bootstraps) == 0:
 		return fmt.Sprintf("no relay's contact is known, and there is no bootstrap file: put a current one at %s, or name it in network.bootstrap (see docs/public-network.md)",
 			filepath.Join(h.config.DataDir, bootstrapFile))
+	case !slices.ContainsFunc(bootstraps, func(c *netdb.RelayContact) bool { return !c.Expired(time.Now()) }):
+		return fmt.Sprintf("no relay's contact is known, and no bootstrap relay answers; those that we have are from before %s: a current bootstrap file may help",
+			time.Now().Add(-netdb.RelayLifetime).Format(time.DateOnly))
 	default:
 		return "no relay's contact is known, and no bootstrap relay answers"
 	}

@@ -2,10 +2,13 @@ package main
 
 import (
 	"fmt"
+	"slices"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"lokinetd/config"
+	"lokinetd/router/netdb"
 )
 
 func (a *app) configCommand() *cobra.Command {
@@ -20,8 +23,30 @@ func (a *app) configCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if c.Network.File == "" {
+				for _, name := range c.Network.Bootstrap {
+					contacts, err := readBootstrap(name, c)
+					if err != nil {
+						return fmt.Errorf("network.bootstrap: %w", err)
+					}
+					fmt.Fprintf(a.out, "%s is right: %s\n", name, bootstrapText(contacts, a.now()))
+				}
+			}
 			fmt.Fprintf(a.out, "%s is right: a %s\n", file, c.Role)
 			return nil
 		},
 	})
+}
+
+// bootstrapText says what a bootstrap file is worth.
+func bootstrapText(contacts []*netdb.RelayContact, now time.Time) string {
+	if len(contacts) == 0 {
+		return "no relay is in it"
+	}
+	latest := slices.MaxFunc(contacts, func(a, b *netdb.RelayContact) int { return a.Time.Compare(b.Time) })
+	text := fmt.Sprintf("%d relays, the latest contact is of %s", len(contacts), latest.Time.UTC().Format(time.DateOnly))
+	if latest.Expired(now) {
+		text += "; all have expired: they are asked all the same, but a current file may be needed"
+	}
+	return text
 }

@@ -95,17 +95,26 @@ func (a *app) importConfig(name, out, keys string) error {
 
 // checkBootstraps warns of bootstrap files that lokinetd would not start with.
 func (a *app) checkBootstraps(c *config.Config) {
+	for _, name := range c.Network.Bootstrap {
+		if _, err := readBootstrap(name, c); err != nil && !errors.Is(err, fs.ErrPermission) {
+			fmt.Fprintf(a.err, "lokinetd will not start with this bootstrap file: %v\n", err)
+		}
+	}
+}
+
+// readBootstrap reads a bootstrap file of a public network.
+func readBootstrap(name string, c *config.Config) ([]*netdb.RelayContact, error) {
 	rules := netdb.Rules{}
 	if c.Network.Name == config.Testnet {
 		rules.Network = 1
 	}
-	for _, name := range c.Network.Bootstrap {
-		data, err := os.ReadFile(name)
-		if err == nil {
-			_, err = netdb.ParseBootstrap(data, time.Now(), rules)
-		}
-		if err != nil && !errors.Is(err, fs.ErrPermission) {
-			fmt.Fprintf(a.err, "%s: lokinetd will not start with this bootstrap file: %v\n", name, err)
-		}
+	data, err := os.ReadFile(name)
+	if err != nil {
+		return nil, err
 	}
+	contacts, err := netdb.ParseBootstrap(data, time.Now(), rules)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return contacts, nil
 }

@@ -72,8 +72,12 @@ func TestConfigImport(t *testing.T) {
 	s.write("boot.ini", "[bootstrap]\nadd-node=a.signed\nadd-node=b.signed\n[exit]\nenable=no\n")
 	s.write("a.signed", string(router.SignContact(key.Generate(), netip.MustParseAddrPort("20.0.0.1:1190"), 0, time.Now()).Raw()))
 	s.write("b.signed", "d1:ald1:c")
-	s.run(0, "config import boot.ini", "b.signed: lokinetd will not start with this bootstrap file")
-	if strings.Contains(s.said, "a.signed: lokinetd") {
+	s.run(0, "config import boot.ini", "will not start with this bootstrap file: ", "b.signed: netdb: bootstrap file")
+	if strings.Contains(s.said, "a.signed") {
 		t.Error(s.said)
 	}
+	s.run(0, "config import boot.ini --out boot.toml")
+	s.run(1, "config check boot.toml", "network.bootstrap: ", "b.signed: netdb: bootstrap file")
+	s.write("b.signed", "l"+string(router.SignContact(key.Generate(), netip.MustParseAddrPort("20.0.0.2:1190"), 0, time.Unix(1.7e9, 0)).Raw())+"e")
+	s.run(0, "config check boot.toml", "b.signed is right: 1 relays, the latest contact is of 2023-11-14; all have expired", "boot.toml is right: a client")
 }

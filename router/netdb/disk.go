@@ -21,6 +21,8 @@ import (
 const (
 	// suffix of a relay contact's file; the stem is the relay's id in base32z.
 	suffix = ".signed"
+	// selfLink, at a relay, leads to the file of its own contact, for people who want to hand it on.
+	selfLink = "self" + suffix
 	// diskRetry is how long the writer waits after an error before it tries again.
 	diskRetry = time.Minute
 	// diskFlush bounds the last write at the end of Run. What is not written then is fetched again.
@@ -31,8 +33,8 @@ const (
 
 // OpenStore makes the store of a node and loads dir, the folder nodedb of the data directory (protocol 1 section 9.1); "" keeps all in
 // memory. dir is made when it is missing. Files <52 base32z>.signed that are too large, not valid by r, expired or not the contact of the
-// relay that they are named after are removed and logged, as are remains of writes that were cut short; other files are left alone. A client
-// believes in the ids that it finds here. Errors: dir cannot be made or read.
+// relay that they are named after are removed and logged, as are remains of writes that were cut short; other files are left alone. A relay
+// finds its own contact by the link self.signed. A client believes in the ids that it finds here. Errors: dir cannot be made or read.
 func OpenStore(dir string, self key.Public, relay bool, r Rules, log *slog.Logger) (*Store, error) {
 	s := newStore(self, relay, r, log)
 	if dir == "" {
@@ -44,6 +46,10 @@ func OpenStore(dir string, self key.Public, relay bool, r Rules, log *slog.Logge
 	files, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, fmt.Errorf("netdb: %w", err)
+	}
+	if link := filepath.Join(dir, selfLink); relay { // as the protocol document has it: made anew, may dangle, no harm when it cannot be made
+		os.Remove(link)
+		os.Symlink(self.String()+suffix, link)
 	}
 	now := time.Now()
 	removed, unused := 0, 0

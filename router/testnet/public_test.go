@@ -15,11 +15,20 @@ import (
 // TestPublic: clients join a network of which they know nothing but a bootstrap file: a relay that is gone, one that has moved, one whose contact expired long ago. They learn
 // of all registered relays, and only of those, resolve a name, and talk. Relays get here from a file what oxend tells them there; the addresses are public ones, on a wire without sockets.
 func TestPublic(t *testing.T) {
+	t.Run("direct", func(t *testing.T) {
+		testPublic(t, func(seed uint64) medium { return newFabric(seed, 10*time.Millisecond, 0) })
+	})
+	t.Run("QUIC", func(t *testing.T) {
+		testPublic(t, func(seed uint64) medium { return newEther(seed, 10*time.Millisecond, 0) })
+	})
+}
+
+func testPublic(t *testing.T, medium func(seed uint64) medium) {
 	synctest.Test(t, func(t *testing.T) {
 		s := seed(t)
 		t.Logf("seed %d", s)
 		long := time.Now().Add(-200 * 24 * time.Hour)
-		relays := &Net{t: t, medium: newFabric(s, 10*time.Millisecond, 0)}
+		relays := &Net{t: t, medium: medium(s)}
 		relays.file = &netdb.NetworkFile{Name: "session-router", Network: 0, Serial: 1, UniqueRange: true, Names: map[string]key.Public{}}
 		at := func(i int) netip.AddrPort {
 			return netip.AddrPortFrom(netip.AddrFrom4([4]byte{20, byte(i), 0, 1}), 1190)
