@@ -150,7 +150,7 @@ func run(ctx context.Context, c *config.Config, version string, log *slog.Logger
 		return err
 	}
 	h.parts.add("data directory", hostLimit, unlock)
-	if err := h.openNode(); err != nil {
+	if err := h.openNode(ctx); err != nil {
 		return err
 	}
 	h.parts.run("node", nodeLimit, h.node.Run)
@@ -219,7 +219,7 @@ func (h *host) alive(now time.Time) bool {
 }
 
 // openNode makes the node and its UDP socket.
-func (h *host) openNode() error {
+func (h *host) openNode(ctx context.Context) error {
 	c := h.config
 	relay := c.Role == config.RoleRelay
 	h.networkChanged()
@@ -230,7 +230,12 @@ func (h *host) openNode() error {
 	nc := NodeConfig{Network: file, Log: h.log}
 	self, listen := key.Public{}, netip.AddrPortFrom(netip.IPv4Unspecified(), 0)
 	if relay {
-		if nc.Secret, err = loadOrMakeKey(c.Relay.Key); err != nil {
+		if c.Relay.Oxend != "" {
+			nc.Oxend, nc.Secret, err = h.openOxend(ctx)
+		} else {
+			nc.Secret, err = loadOrMakeKey(c.Relay.Key)
+		}
+		if err != nil {
 			return err
 		}
 		self, listen, nc.Public = nc.Secret.Public(), c.Relay.Listen, c.Relay.PublicAddress

@@ -39,7 +39,7 @@ func (b *bench) node(c *config.Config) *host {
 	h.current.Store(c)
 	err := os.MkdirAll(c.DataDir, 0o700)
 	if err == nil {
-		err = h.openNode()
+		err = h.openNode(b.t.Context())
 	}
 	if err != nil {
 		b.t.Fatal(err)

@@ -20,22 +20,15 @@ import (
 // bootstrapFile, in the data directory, is read where no bootstrap file is configured.
 const bootstrapFile = "bootstrap.signed"
 
-// errPublicRelay says what is missing.
-var errPublicRelay = errors.New("network.file: not given, but a relay of the public network needs oxend: it holds the relay's key, and tells which relays are registered. " +
-	"This version does not talk to oxend; give the file of a private network, or join as a client")
-
 // findNetwork reads what is needed to join at the start. What is wrong with a file that is configured is an error; with the default bootstrap file it is a warning.
 func (h *host) findNetwork() (*netdb.NetworkFile, error) {
 	c := &h.config.Network
 	file := publicNetwork(c)
-	switch {
-	case c.File != "":
+	if c.File != "" {
 		var err error
 		if file, err = h.readNetwork(); err != nil {
 			return nil, err
 		}
-	case h.config.Role == config.RoleRelay:
-		return nil, errPublicRelay
 	}
 	var err error
 	h.bootstraps, err = h.readBootstraps(file.Rules())

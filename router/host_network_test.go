@@ -122,16 +122,6 @@ func relayNumbers(contacts []*netdb.RelayContact) (ns []int) {
 	return ns
 }
 
-// A relay is refused, and told what is missing.
-func TestPublicRelay(t *testing.T) {
-	c := config.Default()
-	c.DataDir, c.Role = t.TempDir(), config.RoleRelay
-	h := &host{config: c, dir: folder(c.DataDir), log: slog.New(slog.DiscardHandler)}
-	if _, err := h.findNetwork(); !errors.Is(err, errPublicRelay) || !strings.Contains(err.Error(), "oxend") {
-		t.Error(err)
-	}
-}
-
 // TestBootstrapReload: bootstrap files are taken when they come or change, on public networks and on private ones; one that is damaged leaves the former contacts. Without
 // any, the reason why a client is not ready says where to put one.
 func TestBootstrapReload(t *testing.T) {

@@ -12,6 +12,7 @@ import (
 	"lokinetd/router/key"
 	"lokinetd/router/link"
 	"lokinetd/router/netdb"
+	"lokinetd/router/oxend"
 	"lokinetd/router/packet"
 	"lokinetd/router/path"
 )
@@ -34,6 +35,7 @@ type NodeConfig struct {
 	Store   *netdb.Store
 	Network *netdb.NetworkFile // the network; its contacts and keys are where knowledge starts
 	Limits  path.Limits        // of a relay
+	Oxend   *oxend.Client      // of a relay of the public network, kept running by the caller; nil: Network says who is registered
 
 	// Of a client.
 	Paths   path.ClientConfig // Store and Log are filled in
@@ -188,7 +190,9 @@ func (n *Node) SetNetwork(f *netdb.NetworkFile) {
 func (n *Node) learn(f *netdb.NetworkFile) {
 	n.store.SetBootstraps(f.Contacts)
 	if n.relay != nil {
-		n.store.SetRegistered(f.Relays)
+		if n.config.Oxend == nil {
+			n.store.SetRegistered(f.Relays)
+		}
 		names := f.NameIndex()
 		n.relay.names.Store(&names)
 	} else if len(f.Relays) > 0 {

@@ -53,6 +53,7 @@ type relay struct {
 	packed    packed // the answer to bfetch_rcs
 	own       atomic.Pointer[netdb.RelayContact]
 	names     atomic.Pointer[netdb.NameIndex]
+	beside    *beside // nil in a private network
 	clients   atomic.Int64
 	datagrams struct{ in, bytes atomic.Uint64 }
 
@@ -80,6 +81,9 @@ func newRelay(n *Node) (*relay, error) {
 	if !n.config.Public.Addr().Is4() || n.config.Public.Port() == 0 {
 		return nil, errors.New("router: a relay needs a public IPv4 address with a port")
 	}
+	if n.config.Oxend != nil {
+		r.beside = newBeside(r, n.config.Oxend)
+	}
 	r.transit = path.NewRelay(r.secret, n.peers, r, n.config.Limits, n.log.With("mod", "path"))
 	r.sessions = session.NewTable(session.Config{
 		Self: r.secret, Relay: true, Deliver: r.deliver, Log: n.log.With("mod", "session"),
@@ -92,6 +96,11 @@ func (r *relay) run(ctx context.Context) error {
 	n := r.n
 	defer r.transit.Close()
 	defer r.sessions.Close()
+	if r.beside != nil {
+		var wg sync.WaitGroup
+		defer wg.Wait()
+		wg.Go(func() { r.beside.run(ctx) })
+	}
 	t := time.NewTicker(tick)
 	defer t.Stop()
 	start := time.Now()
@@ -232,6 +241,9 @@ func (r *relay) Request(c link.Conn, q *link.Request) {
 		}
 		r.bootstrap(c, q)
 	case q.Name == "ping":
+		if r.beside != nil && c.Kind() == link.Client {
+			r.beside.pinged.Store(time.Now().UnixNano())
+		}
 		q.Reply([]byte("pong"))
 	case q.Name == netdb.MethodGossipRC && fromRelay:
 		r.gossip(c, q.Body)
@@ -308,7 +320,7 @@ func (r *relay) PathRequest(from path.ID, method string, body []byte, reply func
 	case netdb.MethodFetchRCs:
 		answer(r.fetchRCs(body))
 	case netdb.MethodResolveSNS:
-		answer(r.resolveSNS(body))
+		r.resolveSNS(body, answer)
 	case netdb.MethodPublishCC:
 		r.publishCC(from, body, answer)
 	case netdb.MethodFindCC:
@@ -343,12 +355,16 @@ func (r *relay) fetchRCs(body []byte) []byte {
 	return netdb.EncodeRCs(r.n.store.Differing(&have))
 }
 
-func (r *relay) resolveSNS(body []byte) []byte {
+func (r *relay) resolveSNS(body []byte, reply func([]byte)) {
 	hash, err := netdb.DecodeResolveSNS(body)
-	if err != nil {
-		return netdb.Status(netdb.StatusError)
+	switch {
+	case err != nil:
+		reply(netdb.Status(netdb.StatusError))
+	case r.beside != nil:
+		r.beside.resolve(hash, reply)
+	default:
+		reply(r.names.Load().Reply(hash))
 	}
-	return r.names.Load().Reply(hash)
 }
 
 // publishCC serves a client's publish_cc: here, or at the relay that its location names (protocol 2 section 7.6).
