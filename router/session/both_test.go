@@ -67,7 +67,11 @@ func TestBothCall(t *testing.T) {
 		what   string
 		quietA bool // a, the smaller key, calls but has no packet to send
 		quietB bool
-	}{{"both talk", false, false}, {"the smaller key is silent", true, false}, {"the larger key is silent", false, true}} {
+		old    bool // both take the other for a 1.0 one
+	}{
+		{"both talk", false, false, false}, {"the smaller key is silent", true, false, false}, {"the larger key is silent", false, true, false},
+		{"both talk 1.0", false, false, true},
+	} {
 		t.Run(c.what, func(t *testing.T) {
 			seen := 0
 			runs := explore(t, func(t *testing.T, choose func(int) int) {
@@ -77,6 +81,10 @@ func TestBothCall(t *testing.T) {
 					f := newFabric(t)
 					a, b := f.pair()
 					f.learned(a, b)
+					if c.old {
+						f.told(a, b, 0)
+						f.told(b, a, 0)
+					}
 					f.manual = true
 					var wantA, wantB []string
 					start := func(n, o *node, quiet bool) []string {
@@ -200,7 +208,11 @@ func TestBothCallModel(t *testing.T) {
 	for _, c := range []struct {
 		what         string
 		ours, theirs int
-	}{{"we have the smaller key", 0, 1}, {"we have the larger key", 1, 0}} {
+		old          bool
+	}{
+		{"we have the smaller key", 0, 1, false}, {"we have the larger key", 1, 0, false},
+		{"we have the smaller key, 1.0", 0, 1, true}, {"we have the larger key, 1.0", 1, 0, true},
+	} {
 		t.Run(c.what, func(t *testing.T) {
 			runs := explore(t, func(t *testing.T, choose func(int) int) {
 				synctest.Test(t, func(t *testing.T) {
@@ -211,6 +223,7 @@ func TestBothCallModel(t *testing.T) {
 					}
 					f := newFabric(t)
 					a, m := f.client(x, nil), f.model(y)
+					m.old = c.old
 					f.run(4 * time.Second)
 					a.know(m.contact())
 					cc, err := m.lookUp(a)

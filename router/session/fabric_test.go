@@ -72,6 +72,8 @@ type node struct {
 	pools []*fakePool
 	echo  bool // answers what begins with "?"
 
+	version [3]uint8 // of a relay: what its contact says, without our key s; zero: 1.0.2 with it
+
 	mu    sync.Mutex
 	got   []string // payloads
 	lost  []string // given back
@@ -103,8 +105,12 @@ func (n *node) start(change func(*Config)) {
 			n.mu.Unlock()
 		},
 		RelayContact: func(k key.Public) *netdb.RelayContact {
-			if n.f.relays[k] == nil {
+			r := n.f.relays[k]
+			switch {
+			case r == nil:
 				return nil
+			case r.version != [3]uint8{}:
+				return &netdb.RelayContact{ID: k, Version: r.version}
 			}
 			return &netdb.RelayContact{ID: k, Version: [3]uint8{1, 0, 2}, Sessions: true}
 		},
@@ -300,14 +306,20 @@ func kindOf(m *flying) string {
 	if m.what != "" {
 		return m.what
 	}
-	h, err := parseHandshake(m.msg[:len(m.msg)-tagSize])
-	if err != nil {
-		h, err = parseHandshake(m.msg[:len(m.msg)-tagSize-pivotSize])
-	}
+	h, err := m.handshake()
 	if err != nil {
 		return "control"
 	}
-	return map[byte]string{kindInit: "init", kindAccept: "accept", kindSwitch: "switch"}[h.kind]
+	return map[byte]string{kindInit: "init", kindAccept: "accept", kindSwitch: "switch", kindOld: "init"}[h.kind]
+}
+
+// handshake takes apart a message that is one.
+func (m *flying) handshake() (handshake, error) {
+	h, err := parseHandshake(m.msg[:len(m.msg)-tagSize])
+	if err != nil {
+		h, err = parseHandshake(m.msg[:max(0, len(m.msg)-tagSize-pivotSize)])
+	}
+	return h, err
 }
 
 // deliver lands the i-th message in flight.
@@ -387,7 +399,7 @@ func (p *fakePath) send(b *packet.Buffer) {
 
 func (p *fakePath) control(typ byte, msg []byte, n seal.Nonce) {
 	m := &flying{msg: slices.Clone(msg), nonce: n}
-	if typ == path.TypeControl {
+	if typ == path.TypeControl && kindOf(m) != "init" { // 1.0
 		m.what = "control"
 	}
 	p.up(m, typ)
@@ -523,7 +535,7 @@ func (t fakeTerminal) send(b *packet.Buffer) {
 
 func (t fakeTerminal) control(typ byte, msg []byte, n seal.Nonce) {
 	m := &flying{msg: slices.Clone(msg), nonce: n}
-	if typ == path.TypeControl {
+	if typ == path.TypeControl && kindOf(m) != "init" { // 1.0
 		m.what = "control"
 	}
 	t.down(m, false, typ)

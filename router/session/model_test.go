@@ -1,6 +1,7 @@
 package session
 
 import (
+	"bytes"
 	"encoding/binary"
 	"slices"
 	"strings"
@@ -20,17 +21,22 @@ import (
 //   - no timer: an init is sent when a path becomes the current one, and never again on it
 //   - every path switch overwrites the pending keys with new ones, under the session's one own tag
 //   - what was called for and what called are the same to who sends
+//
+// An old one is of version 1.0: it knows the 1.0 handshake only, and path switches as lists; others puzzle it. One that is not old
+// answers in the form that it is called in.
 type model struct {
-	f     *fabric
-	mu    sync.Mutex
-	sec   *key.Secret
-	pool  *fakePool // inbound
-	out   *fakePool // of the latest call
-	of    map[key.Public]*modelSession
-	tags  map[uint32]*modelSession
-	next  uint32
-	got   []string
-	inits int // answered
+	old     bool
+	f       *fabric
+	mu      sync.Mutex
+	sec     *key.Secret
+	pool    *fakePool // inbound
+	out     *fakePool // of the latest call
+	of      map[key.Public]*modelSession
+	tags    map[uint32]*modelSession
+	next    uint32
+	got     []string
+	inits   int // answered
+	puzzled int // messages that it does not understand
 }
 
 type modelSession struct {
@@ -41,7 +47,7 @@ type modelSession struct {
 	keys     keys
 	via      *fakePath
 	pivot    path.ID
-	pending  *initiator
+	pending  caller
 	queue    []string
 	used     time.Time
 }
@@ -59,6 +65,9 @@ func (m *model) addr() key.Address { return key.Address{Key: m.sec.Public()} }
 // contact is what the model publishes.
 func (m *model) contact() *netdb.ClientContact {
 	c := &netdb.ClientContact{Key: m.sec.Public(), Flags: netdb.FlagIPv4 | netdb.FlagPFS, SignedAt: time.Now()}
+	if m.old {
+		c.Flags = 1 | 2 // meant something in 1.0
+	}
 	for _, p := range m.pool.all() {
 		c.Intros = append(c.Intros, netdb.Intro{Expiry: p.until, Hop: p.end, Relay: p.at})
 	}
@@ -66,7 +75,7 @@ func (m *model) contact() *netdb.ClientContact {
 	return c
 }
 
-// send sends or queues a packet; the remote's contact is needed for the first one.
+// send sends or queues a packet; the remote's contact is needed for the first one, unless it is a relay.
 func (m *model) send(remote key.Public, contact *netdb.ClientContact, s string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -79,7 +88,10 @@ func (m *model) say(remote key.Public, contact *netdb.ClientContact, s string) {
 		m.next++
 		ses = &modelSession{remote: remote, outbound: true, own: m.next}
 		m.of[remote], m.tags[ses.own] = ses, ses
-		m.out = &fakePool{f: m.f, who: m.sec.Public(), owner: modelOwner{m}, want: 2, kind: path.Aligned, intros: contact.Intros}
+		m.out = &fakePool{f: m.f, who: m.sec.Public(), owner: modelOwner{m}, want: 2, kind: path.ToRelay, target: remote}
+		if contact != nil {
+			m.out.kind, m.out.intros = path.Aligned, contact.Intros
+		}
 	}
 	ses.used = time.Now()
 	if !ses.up {
@@ -101,16 +113,24 @@ func (m *model) advance(ses *modelSession) {
 		return
 	}
 	ses.via, ses.pivot = p, p.peer
+	if p.peer == (path.ID{}) {
+		ses.pivot = p.end
+	}
+	typ := byte(path.TypeHandshake)
 	ses.pending = newInitiator(m.sec, ses.remote, ses.own)
+	if m.old {
+		ses.pending = &oldInitiator{self: m.sec, remote: ses.remote, tag: ses.own}
+		typ = path.TypeControl
+	}
 	init, err := ses.pending.init(p.end)
 	if err != nil {
 		m.f.t.Fatal(err)
 	}
 	n := m.nonce()
 	if ses.up {
-		p.control(path.TypeHandshake, message(pathSwitch(&ses.keys, &n, p.end, init, false), ses.keys.peer, &p.peer), n)
+		p.control(path.TypeHandshake, message(pathSwitch(&ses.keys, &n, p.end, init, m.old), ses.keys.peer, &ses.pivot), n)
 	} else {
-		p.control(path.TypeHandshake, message(init, 0, &p.peer), n)
+		p.control(typ, message(init, 0, &ses.pivot), n)
 	}
 }
 
@@ -182,8 +202,22 @@ func (o modelOwner) controlled(via carrier, typ byte, msg []byte, n seal.Nonce) 
 	body := msg[:len(msg)-tagSize]
 	tag := binary.BigEndian.Uint32(msg[len(body):])
 	p := via.(*fakePath)
+	if typ == path.TypeControl && tag == 0 {
+		m.answer(body, p)
+		return
+	}
 	if typ == path.TypeControl {
-		if ses := m.tags[tag]; ses != nil && ses.up {
+		ses := m.tags[tag]
+		if ses == nil {
+			return
+		}
+		if i, ok := ses.pending.(*oldInitiator); ok {
+			if ks, err := i.open(bytes.Clone(body), &n); err == nil {
+				m.established(ses, ks)
+				return
+			}
+		}
+		if ses.up {
 			if plain, ok := seal.Open(body, &ses.keys.in, &n); ok {
 				ses.used = time.Now()
 				method, param, err := parseControl(plain)
@@ -199,28 +233,24 @@ func (o modelOwner) controlled(via carrier, typ byte, msg []byte, n seal.Nonce) 
 		return
 	}
 	h, err := parseHandshake(body)
-	if err != nil {
-		m.f.t.Errorf("model: %v", err)
+	if err != nil || m.old && body[0] != 'l' {
+		m.puzzled++
 		return
 	}
 	switch h.kind {
 	case kindInit:
-		m.answer(h.box, p)
+		m.answer(body, p)
 	case kindAccept:
 		ses := m.tags[tag]
 		if ses == nil || !ses.outbound || ses.pending == nil {
 			return
 		}
-		ks, err := ses.pending.accept(h.box)
+		ks, err := ses.pending.(*initiator).accept(h.box)
 		if err != nil {
 			m.f.t.Errorf("model: %v", err)
 			return
 		}
-		ses.keys, ses.up, ses.pending = ks, true, nil
-		for _, s := range ses.queue {
-			m.transmit(ses, s)
-		}
-		ses.queue = nil
+		m.established(ses, ks)
 	case kindSwitch:
 		if ses := m.tags[tag]; ses != nil {
 			if id, err := openSwitch(h.sealed, &ses.keys, &n); err == nil && !ses.outbound {
@@ -228,14 +258,33 @@ func (o modelOwner) controlled(via carrier, typ byte, msg []byte, n seal.Nonce) 
 			}
 			return
 		}
-		if init, err := parseHandshake(h.init); err == nil && init.kind == kindInit {
-			m.answer(init.box, p)
-		}
+		m.answer(h.init, p)
 	}
 }
 
-func (m *model) answer(box []byte, p *fakePath) {
-	in, err := openInit(m.sec, box, everybody)
+func (m *model) established(ses *modelSession, ks keys) {
+	ses.keys, ses.up, ses.pending = ks, true, nil
+	for _, s := range ses.queue {
+		m.transmit(ses, s)
+	}
+	ses.queue = nil
+}
+
+// forget is a restart.
+func (m *model) forget() {
+	m.mu.Lock()
+	clear(m.of)
+	clear(m.tags)
+	m.mu.Unlock()
+}
+
+func (m *model) answer(init []byte, p *fakePath) {
+	h, err := parseHandshake(init)
+	if err != nil || m.old && h.kind != kindOld {
+		m.puzzled++
+		return
+	}
+	in, err := h.open(m.sec, everybody)
 	if err != nil {
 		m.f.t.Errorf("model: %v", err)
 		return
@@ -253,7 +302,11 @@ func (m *model) answer(box []byte, p *fakePath) {
 	}
 	ses.keys = ks
 	m.of[in.remote], m.tags[ses.own] = ses, ses
-	p.control(path.TypeHandshake, message(accept, in.tag, &in.pivot), m.nonce())
+	n, typ := m.nonce(), byte(path.TypeHandshake)
+	if in.old {
+		accept, typ = sealControl(nil, &ks.out, &n, methodAccept, accept), path.TypeControl
+	}
+	p.control(typ, message(accept, in.tag, &in.pivot), n)
 }
 
 // lookUp finds a node's contact as published.
