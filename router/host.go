@@ -20,6 +20,7 @@ import (
 	"lokinetd/config"
 	"lokinetd/dns"
 	"lokinetd/netif"
+	"lokinetd/proxy"
 	"lokinetd/router/control"
 	"lokinetd/router/key"
 	"lokinetd/router/link"
@@ -48,16 +49,19 @@ type host struct {
 	ofConfig    atomic.Pointer[string]        // likewise of the configuration
 
 	// Of a client.
-	before  netif.Changes // what an earlier run has left on the host
-	up      bool          // the start has succeeded
-	device  device
-	pump    *netif.Pump
-	wire    *link.QUIC
-	dns     *dns.Server
-	sockets *dns.Sockets
-	hostDNS hostDNS
-	served  atomic.Pointer[[]*hostEndpoint] // see endpoints
-	kept    map[string]netif.Kept           // by keepName: of the last run, or of a service that has been removed
+	before   netif.Changes // what an earlier run has left on the host
+	up       bool          // the start has succeeded
+	device   device
+	pump     *netif.Pump
+	wire     *link.QUIC
+	dns      *dns.Server
+	sockets  *dns.Sockets
+	hostDNS  hostDNS
+	proxy    *proxy.Server // without a TUN
+	proxyAt  proxy.Config  // where it listens
+	forwards forwards
+	served   atomic.Pointer[[]*hostEndpoint] // see endpoints
+	kept     map[string]netif.Kept           // by keepName: of the last run, or of a service that has been removed
 
 	saveMu sync.Mutex
 	saved  []byte // what is in the file of addresses
@@ -92,6 +96,9 @@ func (e *hostEndpoint) ports() (ports []string) {
 	if s := e.service.Load(); s != nil {
 		for _, p := range s.Ports {
 			ports = append(ports, p.String())
+		}
+		for _, f := range s.Forward {
+			ports = append(ports, f.Port.String())
 		}
 	}
 	return ports
@@ -300,6 +307,9 @@ func (h *host) openClient(ctx context.Context) (err error) {
 	}
 	h.parts.run("packet pump", hostLimit, h.pump.Run)
 	h.parts.run("addresses", hostLimit, h.watchSessions)
+	if err := errors.Join(h.setForwards(), h.openProxy()); err != nil {
+		return err
+	}
 	if !c.DNS.Enabled {
 		return nil
 	}
@@ -347,6 +357,9 @@ func (h *host) openDevice() error {
 // closeDevice undoes what was done to the host. Under a service manager the unreachable routes stay, so that nothing for our ranges leaves another way
 // while we are away; so they do when a start fails that found them.
 func (h *host) closeDevice() error {
+	if h.userSpace() != nil {
+		return h.device.Close(false) // what is in the state file is an earlier TUN's
+	}
 	keepRoutes := h.sys.managed && (h.up || len(h.before.Unreachable) > 0)
 	if err := h.device.Close(keepRoutes); err != nil || keepRoutes {
 		return err

@@ -188,13 +188,17 @@ next:
 		}
 		errs = append(errs, h.addService(s))
 	}
-	return errors.Join(append(errs, h.applyAddresses())...)
+	return errors.Join(append(errs, h.applyAddresses(), h.setForwards())...)
 }
 
 // inbound is what a service lets in.
 func inbound(s config.Service) netif.Inbound {
 	in := netif.Inbound{Echo: s.Echo}
-	for _, p := range s.Ports {
+	ports := slices.Clone(s.Ports)
+	for _, f := range s.Forward {
+		ports = append(ports, f.Port)
+	}
+	for _, p := range ports {
 		one := netif.Ports{First: p.Number, Last: p.Number}
 		if p.Proto == "tcp" {
 			in.TCP = append(in.TCP, one)

@@ -13,10 +13,13 @@ import (
 	"lokinetd/router/control"
 )
 
-// client makes the client of the daemon that the flags name: --socket, else
+// client makes the client of the daemon that the flags name: --socket, else that of the user's own `lokinetd proxy`, else
 // the socket of the configuration, else, where there is no configuration, the default one.
 func (a *app) client() (*control.Client, error) {
 	path := a.socket
+	if path == "" {
+		path = a.ownSocket()
+	}
 	if path == "" {
 		c, err := config.Load(a.config)
 		switch {

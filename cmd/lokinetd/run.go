@@ -22,42 +22,48 @@ func (a *app) runCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "run", Short: "Run the daemon, a client or a relay as the configuration says", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			load := func() (*config.Config, error) {
-				c, err := config.Load(a.config)
-				if err != nil {
-					return nil, err
-				}
-				if a.socket != "" {
-					c.Control.Socket = a.socket
-				}
-				if levels != "" {
-					if c.Log.Level, err = config.ParseLevels(c.Log.Level.String() + "," + levels); err != nil {
-						return nil, usagef("--log: %w", err)
-					}
-				}
-				return c, nil
-			}
-			c, err := load()
-			if err != nil {
-				return err
-			}
-			log, setLevels := newLogger(a.err, c.Log)
-			slog.SetDefault(log)
-			err = router.Run(cmd.Context(), c, version, log, func() (*config.Config, error) {
-				c, err := load()
-				if err == nil {
-					setLevels(c.Log.Level)
-				}
-				return c, err
-			})
-			if c.Role == config.RoleClient && errors.Is(err, fs.ErrPermission) {
-				err = fmt.Errorf("%w; a client has to run as root, or with the capability CAP_NET_ADMIN and /dev/net/tun open to it", err)
+			c, err := a.daemon(cmd.Context(), levels, func() (*config.Config, error) { return config.Load(a.config) }, router.Run)
+			if c != nil && c.Role == config.RoleClient && errors.Is(err, fs.ErrPermission) {
+				err = fmt.Errorf("%w; a client has to run as root, or with the capability CAP_NET_ADMIN and /dev/net/tun open to it; without either there is `lokinetd proxy`", err)
 			}
 			return err
 		},
 	}
 	cmd.Flags().StringVar(&levels, "log", "", "log levels in addition to the configured ones, for example '*=info,dns=debug'")
 	return cmd
+}
+
+// daemon runs a daemon with the configuration that read gives, now and for every reload, changed by the flags. The configuration is nil when there is none.
+func (a *app) daemon(ctx context.Context, levels string, read func() (*config.Config, error),
+	run func(context.Context, *config.Config, string, *slog.Logger, func() (*config.Config, error)) error) (*config.Config, error) {
+	load := func() (*config.Config, error) {
+		c, err := read()
+		if err != nil {
+			return nil, err
+		}
+		if a.socket != "" {
+			c.Control.Socket = a.socket
+		}
+		if levels != "" {
+			if c.Log.Level, err = config.ParseLevels(c.Log.Level.String() + "," + levels); err != nil {
+				return nil, usagef("--log: %w", err)
+			}
+		}
+		return c, nil
+	}
+	c, err := load()
+	if err != nil {
+		return nil, err
+	}
+	log, setLevels := newLogger(a.err, c.Log)
+	slog.SetDefault(log)
+	return c, run(ctx, c, version, log, func() (*config.Config, error) {
+		c, err := load()
+		if err == nil {
+			setLevels(c.Log.Level)
+		}
+		return c, err
+	})
 }
 
 // newLogger makes the daemon's logger: text or JSON, without time under journald, a level for each module, which set changes.

@@ -76,6 +76,10 @@ func printStatus(w io.Writer, s control.Status, now time.Time) {
 		line("", "%d relays and %d clients connected, %d transit hops, %d contacts kept for clients",
 			r.Peers, r.Clients, r.TransitHops, r.StoredClients)
 	}
+	if p := s.Proxy; p != nil {
+		line("proxy", "SOCKS5 on %s; HTTP on %s", orNone(strings.Join(p.SOCKS, ", ")), orNone(strings.Join(p.HTTP, ", ")))
+		line("", "%d connections open; %d reached their remote, %d failed, %d refused because they were for other networks", p.Open, p.Opened, p.Failed, p.Refused)
+	}
 	if s.Tun != nil {
 		v6 := ""
 		if !s.Tun.IPv6 {

@@ -31,6 +31,7 @@ type Status struct {
 	Paths     []Path            `json:"paths"`
 	Sessions  []Session         `json:"sessions"`
 	Tun       *Tun              `json:"tun,omitempty"`
+	Proxy     *Proxy            `json:"proxy,omitempty"` // in the place of Tun and DNS
 	DNS       *DNS              `json:"dns,omitempty"`
 	Relay     *Relay            `json:"relay,omitempty"`
 	Traffic   Traffic           `json:"traffic"`
@@ -95,6 +96,19 @@ type Session struct {
 	LastActivity time.Time `json:"last_activity"`
 	BytesIn      uint64    `json:"bytes_in"`
 	BytesOut     uint64    `json:"bytes_out"`
+}
+
+// Proxy is how programs reach the network where there is no network interface.
+type Proxy struct {
+	SOCKS            []string `json:"socks"` // addresses
+	HTTP             []string `json:"http"`
+	Open             int      `json:"open"`    // connections of programs now
+	Opened           uint64   `json:"opened"`  // that reached a remote
+	Failed           uint64   `json:"failed"`  // that did not
+	Refused          uint64   `json:"refused"` // requests for what is not ours
+	Full             uint64   `json:"full"`    // closed because there were too many
+	Datagrams        uint64   `json:"datagrams"`
+	DatagramsDropped uint64   `json:"datagrams_dropped"`
 }
 
 // Tun is the daemon's network interface.

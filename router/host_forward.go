@@ -1,0 +1,117 @@
+package router
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"lokinetd/config"
+	"lokinetd/proxy"
+)
+
+// forward is one open port of a service's address that leads to a local one.
+type forward struct {
+	at    netip.AddrPort
+	proto string
+	to    netip.AddrPort
+}
+
+// forwards are the open ones, each with what closes it and waits for its end. For the start and the main loop's goroutine.
+type forwards map[forward]func()
+
+// forwardsOf gives what a service's ports lead to. Without a network interface all of them lead somewhere: programs of this host cannot listen on the service's address.
+func (h *host) forwardsOf(s *config.Service) []config.Forward {
+	all := append([]config.Forward(nil), s.Forward...)
+	if h.userSpace() != nil {
+		for _, p := range s.Ports {
+			all = append(all, config.Forward{Port: p, To: netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), p.Number)})
+		}
+	}
+	return all
+}
+
+// setForwards opens and closes until the services' forwards are as configured; what stays keeps its connections. An error leaves out what it is about.
+func (h *host) setForwards() error {
+	want := map[forward]bool{}
+	for _, e := range h.endpoints {
+		if s := e.service.Load(); s != nil {
+			for _, f := range h.forwardsOf(s) {
+				for _, own := range e.own() {
+					if own.Is6() && h.device.NoIPv6() != "" {
+						continue
+					}
+					want[forward{netip.AddrPortFrom(own, f.Port.Number), f.Port.Proto, f.To}] = true
+				}
+			}
+		}
+	}
+	if h.forwards == nil {
+		if len(want) == 0 {
+			return nil
+		}
+		h.forwards = forwards{}
+		h.parts.add("forwarded ports", hostLimit, func() error {
+			for _, stop := range h.forwards {
+				stop()
+			}
+			return nil
+		})
+	}
+	for f, stop := range h.forwards {
+		if !want[f] {
+			stop()
+			delete(h.forwards, f)
+		}
+	}
+	var errs []error
+	for f := range want {
+		if h.forwards[f] == nil {
+			stop, err := h.openForward(f)
+			if err != nil {
+				errs = append(errs, fmt.Errorf("forward to %v: %w", f.to, err))
+				continue
+			}
+			h.forwards[f] = stop
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// openForward listens on the service's address, in the stack or on the host.
+func (h *host) openForward(f forward) (stop func(), err error) {
+	fw := &proxy.Forwarder{To: f.to, Log: h.log.With("mod", "proxy")}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	var serve func()
+	if st := h.userSpace(); f.proto == "tcp" {
+		var l net.Listener
+		if st != nil {
+			l, err = st.ListenTCP(f.at)
+		} else {
+			l, err = net.ListenTCP("tcp", net.TCPAddrFromAddrPort(f.at))
+		}
+		serve = func() { fw.Streams(ctx, l) }
+	} else {
+		var p net.PacketConn
+		if st != nil {
+			p, err = st.ListenUDP(f.at)
+		} else {
+			p, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(f.at))
+		}
+		serve = func() { fw.Datagrams(ctx, p) }
+	}
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	go func() {
+		serve()
+		close(done)
+	}()
+	return func() {
+		cancel()
+		<-done
+	}, nil
+}
