@@ -24,7 +24,7 @@ test: check ## gofmt, vet, and all tests that need no root, with the race detect
 	fi
 
 check: .cache/env
-	@$(with) bad=$$(find . -path ./.cache -prune -o -name '*.go' -print | xargs -r gofmt -l); \
+	@$(with) bad=$$(find . \( -path ./.cache -o -path ./build \) -prune -o -name '*.go' -print | xargs -r gofmt -l); \
 	[ -z "$$bad" ] || { echo "not formatted with gofmt:" $$bad >&2; exit 1; }
 	@$(with) go vet $(PKG)
 
@@ -35,7 +35,7 @@ env: .cache/env ## the settings of every go command here, for a shell or an edit
 	@cat .cache/env
 
 fuzz: .cache/env ## every fuzz target for FUZZTIME (10s)
-	@$(with) grep -rEo --include='*_test.go' --exclude-dir=.cache '^func Fuzz[A-Za-z0-9_]*' . | \
+	@$(with) grep -rEo --include='*_test.go' --exclude-dir=.cache --exclude-dir=build '^func Fuzz[A-Za-z0-9_]*' . | \
 	sed -E 's|/[^/]*_test.go:func | |' | sort -u | while read -r dir name; do \
 		echo "$$dir $$name"; \
 		go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) "$$dir" </dev/null; \
