@@ -15,10 +15,11 @@ import (
 // Bootstrap, both ends (protocol 1 section 9.8, protocol 2 section 7.2): a node that knows too few relays asks one of its bootstraps for all contacts, over a
 // connection made for it; a relay answers.
 
-// Times between tries.
+// Times of tries.
 const (
 	bootstrapStep = 3 * time.Second // after a success that brought too little; times the failures in a row after failures
 	bootstrapMax  = time.Minute
+	bootstrapSlow = 2 * time.Second // of one relay, until the next is asked beside it
 )
 
 // bootstrap asks. Tries come up to half as long again later than the protocol says, by chance, so that those who lost the network together do not return together.
@@ -71,28 +72,50 @@ func (b *bootstrap) purged(removed int) {
 
 var errNoBootstrap = errors.New("router: no bootstrap relay answered")
 
-// ask tries the relays of list one after the other until one answers properly. What came before the fault in a faulty answer stays: each contact is signed.
+// ask tries the relays of list in turn until one answers properly. One that is slow counts no more, and the next is asked beside it: a relay that is gone shows after 10 s only.
 func (b *bootstrap) ask(ctx context.Context, list []*netdb.RelayContact) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var asked sync.WaitGroup
+	defer asked.Wait()
+	defer cancel()
+	answers := make(chan error, len(list))
 	err := errNoBootstrap
-	for _, rc := range list {
-		var conn link.Conn
-		if conn, err = b.n.config.Wire.Dial(ctx, rc.Addr, rc.ID, link.Bootstrap); err != nil {
-			continue
+	for waiting := 0; waiting > 0 || len(list) > 0; {
+		var slow <-chan time.Time
+		if len(list) > 0 {
+			rc := list[0]
+			asked.Go(func() { answers <- b.askOne(ctx, rc) })
+			waiting++
+			if list = list[1:]; len(list) > 0 {
+				slow = time.After(bootstrapSlow)
+			}
 		}
-		var body []byte
-		body, err = conn.Request(ctx, netdb.MethodBootstrapRCs, []byte(netdb.BootstrapRequest))
-		conn.Close(link.CodeNormal)
-		if err != nil {
-			continue
-		}
-		network := b.n.network.Load()
-		var contacts []*netdb.RelayContact
-		contacts, err = netdb.DecodeBootstrapReply(body, time.Now(), network.Rules())
-		b.n.store.Bootstrapped(contacts, believesBootstraps(network))
-		if err == nil {
-			return nil
+		select {
+		case err = <-answers:
+			if err == nil {
+				return nil
+			}
+			waiting--
+		case <-slow:
 		}
 	}
+	return err
+}
+
+// askOne asks a relay. What came before the fault in a faulty answer stays: each contact is signed.
+func (b *bootstrap) askOne(ctx context.Context, rc *netdb.RelayContact) error {
+	conn, err := b.n.config.Wire.Dial(ctx, rc.Addr, rc.ID, link.Bootstrap)
+	if err != nil {
+		return err
+	}
+	body, err := conn.Request(ctx, netdb.MethodBootstrapRCs, []byte(netdb.BootstrapRequest))
+	conn.Close(link.CodeNormal)
+	if err != nil {
+		return err
+	}
+	network := b.n.network.Load()
+	contacts, err := netdb.DecodeBootstrapReply(body, time.Now(), network.Rules())
+	b.n.store.Bootstrapped(contacts, believesBootstraps(network))
 	return err
 }
 

@@ -102,6 +102,9 @@ func TestPublicNetwork(t *testing.T) {
 			if file.Network != want || file.Name != c.Network.Name || file.Private || !file.UniqueRange || !file.Public() {
 				t.Errorf("%+v", file)
 			}
+			if w := NetworkWarnings(file, now); len(w) > 0 {
+				t.Errorf("%q", w)
+			}
 			if got := relayNumbers(file.Contacts); !slices.Equal(got, x.relays) {
 				t.Errorf("relays %v are asked, want %v", got, x.relays)
 			}
