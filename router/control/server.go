@@ -102,12 +102,17 @@ func Listen(path, group string, api API, log *slog.Logger) (*Server, error) {
 		WriteTimeout:      requestTime,
 		IdleTimeout:       time.Minute,
 		MaxHeaderBytes:    maxHeader,
-		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
-			return context.WithValue(ctx, allowedKey{}, allowed(c, uint32(os.Getuid()), uint32(gid)))
-		},
-		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		ConnContext:       peer(uint32(os.Getuid()), uint32(gid)),
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
 	return s, nil
+}
+
+// peer notes with each connection whether its peer may ask; uid is the daemon's, gid the socket's.
+func peer(uid, gid uint32) func(context.Context, net.Conn) context.Context {
+	return func(ctx context.Context, c net.Conn) context.Context {
+		return context.WithValue(ctx, allowedKey{}, allowed(c, uid, gid))
+	}
 }
 
 // Run serves until ctx ends; then it removes the socket.
