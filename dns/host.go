@@ -233,6 +233,9 @@ func Decide(w World) Decision {
 	case slices.ContainsFunc(found, w.here) && slices.ContainsFunc(found, func(a netip.AddrPort) bool { return !w.here(a) }):
 		return none("Name lokinetd alone there, and set dns.upstream to the others.", "/etc/resolv.conf names our name server and others beside it (%s), which programs ask for our names too, when ours cannot answer", list(found))
 	case slices.ContainsFunc(found, w.here):
+		if len(w.Upstream) == 0 {
+			see("other names are refused, as dns.upstream is empty")
+		}
 		return take(MethodOff, "/etc/resolv.conf names our name server already, by somebody else's hand")
 	case w.Resolv.Mount:
 		return none(byHand, "/etc/resolv.conf is mounted from elsewhere, as in a container, and names %s", list(found))

@@ -98,7 +98,10 @@ func (p Place) Hold(ctx context.Context, d Decision, w World, listen []netip.Add
 		}
 	case MethodResolved, MethodDelegate:
 		if w.Systemd >= delegates {
-			s.delegate = delegateText([]netip.AddrPort{closedPort}, Link{})
+			s.delegate = delegateText([]netip.AddrPort{closedPort}, l)
+			if was := p.read(delegateFile); l.Index == 0 && strings.Contains(was, "DNS="+closedPort.String()) {
+				s.delegate = was // of when our ranges were still known
+			}
 		} else {
 			link = true
 		}
@@ -399,7 +402,8 @@ func (p Place) missingAtResolved(ctx context.Context, listen []netip.AddrPort, l
 	return why
 }
 
-// HoldLink lets systemd-resolved send our domains to a closed port, by a link that carries nothing: what Hold asks for with systemd older than 258.
+// HoldLink lets systemd-resolved send our domains to a closed port, by a link that carries nothing: what Hold asks for with systemd older than 258. The first of l's
+// addresses is the one that it has; for the ranges of the others, their reverse zones are held too.
 func (p Place) HoldLink(ctx context.Context, l Link) error {
 	bus, err := p.connect()
 	if err != nil {
@@ -413,4 +417,9 @@ func (p Place) HoldLink(ctx context.Context, l Link) error {
 		}
 		time.Sleep(callTime / 50)
 	}
+}
+
+// Held says whether systemd-resolved sends our domains to a closed port by the link of that number.
+func (p Place) Held(ctx context.Context, index int) bool {
+	return p.missingAtResolved(ctx, []netip.AddrPort{closedPort}, Link{Index: index}) == ""
 }

@@ -193,11 +193,14 @@ func (a *app) dnsHold(ctx context.Context, c *config.Config, w dns.World, link d
 	if err != nil || !byLink {
 		return err
 	}
+	if i, err := net.InterfaceByName(netif.HoldName); err == nil && link.Index == 0 && (dns.Place{}).Held(ctx, i.Index) {
+		return nil // it was done when our ranges were still known
+	}
 	index, addr, err := netif.Hold()
 	if err == nil {
 		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 		defer cancel()
-		err = dns.Place{}.HoldLink(ctx, dns.Link{Name: netif.HoldName, Index: index, Own: []netip.Prefix{addr}})
+		err = dns.Place{}.HoldLink(ctx, dns.Link{Name: netif.HoldName, Index: index, Own: append([]netip.Prefix{addr}, link.Own...)})
 	}
 	if err != nil {
 		_, uerr := netif.Unhold()

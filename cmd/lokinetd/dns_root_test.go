@@ -214,6 +214,9 @@ echo 'nameserver 127.0.0.53' >resolv.conf`)
 	h.end(syscall.SIGTERM)
 	h.command(0, "dns", "revert", "--hold")
 
+	if out := h.sh("dig -x 172.16.5.5"); !strings.Contains(out, "SERVFAIL") {
+		t.Errorf("stopped, an address of our range: %s", out)
+	}
 	asks("stopped", "SERVFAIL")
 	h.start(nil)
 	h.command(0, "dns", "apply")
