@@ -22,13 +22,36 @@ import (
 )
 
 // TestSodiumSessions: libsodium calls our relay, our client calls libsodium's relay or client, and libsodium's client calls ours, over paths of one hop. Every message is made or opened by libsodium; only
-// the ML-KEM part, which it does not have, is the standard library's.
+// the ML-KEM part, which it does not have, is the standard library's. All that by the 1.1 and by the 1.0 handshake.
 func TestSodiumSessions(t *testing.T) {
 	peer := sodium.Start(t)
-	t.Run("called", func(t *testing.T) { sodium.Check(t, peer, "called", 100, called) })
-	t.Run("calling", func(t *testing.T) { sodium.Check(t, peer, "calling", 100, calling) })
-	t.Run("answering", func(t *testing.T) { sodium.Check(t, peer, "answering", 100, answering) })
+	for name, check := range map[string]func(c *sodium.Case, old bool) error{"called": called, "calling": calling, "answering": answering} {
+		t.Run(name, func(t *testing.T) {
+			sodium.Check(t, peer, name, 100, func(c *sodium.Case) error { return check(c, false) })
+		})
+		t.Run(name+" 1.0", func(t *testing.T) {
+			sodium.Check(t, peer, name+"-1.0", 100, func(c *sodium.Case) error { return check(c, true) })
+		})
+	}
 }
+
+// acceptedTag reads the plaintext of a 1.0 accept (protocol 4 section 3.7).
+func acceptedTag(plain []byte) ([]byte, error) {
+	var n uint32
+	var size int
+	if _, err := fmt.Sscanf(string(plain), "d1:e14:session_accept1:p%d:d1:ti%deee", &size, &n); err != nil || size != len(fmt.Sprintf("d1:ti%dee", n)) ||
+		string(plain) != oldAccept(number(n)) {
+		return nil, fmt.Errorf("1.0 accept %q: %w", plain, err)
+	}
+	return number(n), nil
+}
+
+func oldAccept(tag []byte) string {
+	param := fmt.Sprintf("d1:ti%dee", binary.BigEndian.Uint32(tag))
+	return fmt.Sprintf("d1:e14:session_accept1:p%d:%se", len(param), param)
+}
+
+var noTag = make([]byte, 4)
 
 // wire is the connection between client and relay, on the side that libsodium plays: what came last.
 type wire struct {
@@ -122,7 +145,7 @@ func deliverer() (chan []byte, func(key.Address, *packet.Buffer)) {
 }
 
 // called: a client of libsodium builds two paths to our relay, calls it, talks, moves to the other path, says good-bye.
-func called(c *sodium.Case) error {
+func called(c *sodium.Case, old bool) error {
 	relaySeed, clientSeed := c.Seed(), c.Seed()
 	relay, client := key.FromSeed(relaySeed), key.FromSeed(clientSeed).Public()
 	relayKey := relay.Public()
@@ -165,34 +188,55 @@ func called(c *sodium.Case) error {
 		return r[0], r[1], r[3][0], sodium.Same("id", v.id, r[2])
 	}
 
-	ours, x := tag(c), c.Bytes(32)
-	X := c.Must("x", x)[0]
-	dk, err := mlkem.GenerateKey768()
-	if err != nil {
-		return err
+	ours := tag(c)
+	var out, in, theirs, init []byte
+	if old {
+		r := c.Must("oldinit", clientSeed[:], relayKey[:], c.Bytes(32), c.Bytes(24), ways[0].id, ours)
+		init, out, in = r[0], r[1], r[1]
+		send(ways[0], "session_control", 1, c.Bytes(24), append(bytes.Clone(init), noTag...))
+		accept, nonce, typ, err := receive(w.commands, ways[0])
+		if err != nil || typ != 1 {
+			return fmt.Errorf("1.0 accept of type %d, %w", typ, err)
+		}
+		if r, err = c.Ask("undata", in, nonce, accept); err != nil {
+			return err
+		}
+		if theirs, err = acceptedTag(r[0]); err != nil {
+			return err
+		}
+		if err := sodium.Same("tag of the accept", r[1], ours); err != nil {
+			return err
+		}
+	} else {
+		x := c.Bytes(32)
+		X := c.Must("x", x)[0]
+		dk, err := mlkem.GenerateKey768()
+		if err != nil {
+			return err
+		}
+		m := dk.EncapsulationKey().Bytes()
+		init = c.Must("init", clientSeed[:], relayKey[:], X, m, ways[0].id, ours)[0]
+		send(ways[0], "session_control", 2, c.Bytes(24), append(bytes.Clone(init), noTag...))
+		accept, _, typ, err := receive(w.commands, ways[0])
+		if err != nil || typ != 2 {
+			return fmt.Errorf("accept of type %d, %w", typ, err)
+		}
+		end := len(accept) - 4
+		r, err := c.Ask("openaccept", clientSeed[:], relayKey[:], accept[:end])
+		if err != nil {
+			return err
+		}
+		theirs = r[2]
+		if err := sodium.Same("tag of the accept", accept[end:], ours); err != nil {
+			return err
+		}
+		ks, err := dk.Decapsulate(r[1])
+		if err != nil {
+			return err
+		}
+		k := c.Must("session", x, r[0], client[:], relayKey[:], ours, theirs, X, r[0], ks, m)
+		out, in = k[0], k[1]
 	}
-	m := dk.EncapsulationKey().Bytes()
-	init := c.Must("init", clientSeed[:], relayKey[:], X, m, ways[0].id, ours)[0]
-	send(ways[0], "session_control", 2, c.Bytes(24), append(bytes.Clone(init), 0, 0, 0, 0))
-	accept, _, typ, err := receive(w.commands, ways[0])
-	if err != nil || typ != 2 {
-		return fmt.Errorf("accept of type %d, %w", typ, err)
-	}
-	end := len(accept) - 4
-	r, err := c.Ask("openaccept", clientSeed[:], relayKey[:], accept[:end])
-	if err != nil {
-		return err
-	}
-	theirs := r[2]
-	if err := sodium.Same("tag of the accept", accept[end:], ours); err != nil {
-		return err
-	}
-	ks, err := dk.Decapsulate(r[1])
-	if err != nil {
-		return err
-	}
-	k := c.Must("session", x, r[0], client[:], relayKey[:], ours, theirs, X, r[0], ks, m)
-	out, in := k[0], k[1]
 
 	for _, v := range ways {
 		p, kind := ipPacket(c)
@@ -219,7 +263,11 @@ func called(c *sodium.Case) error {
 		}
 		// To the other path; what comes from the relay afterwards must come there.
 		nonce = c.Bytes(24)
-		send(ways[1], "session_control", 2, nonce, append(c.Must("switch", out, nonce, ways[1].id, init)[0], theirs...))
+		outer, list := nonce, []byte(nil)
+		if old {
+			outer, list = c.Must("oldnonce", nonce)[0], c.Bytes(c.IntN(2)) // as 1.0 or 1.1 remotes send it
+		}
+		send(ways[1], "session_control", 2, outer, append(c.Must("switch", out, nonce, ways[1].id, init, list)[0], theirs...))
 	}
 	nonce := c.Bytes(24)
 	send(ways[1], "session_control", 1, nonce, c.Must("data", out, nonce, []byte("d1:e13:session_close1:p0:e"), nil, theirs)[0])
@@ -248,11 +296,15 @@ type far struct {
 	blinded []byte
 }
 
-func newFar(c *sodium.Case, publish bool) (*far, error) {
+func newFar(c *sodium.Case, publish, old bool) (*far, error) {
 	f := &far{c: c, w: newWire(), seed: c.Seed(), self: key.FromSeed(c.Seed()), published: make(chan []byte, 100), hops: make(map[path.ID][]byte)}
 	f.key = key.FromSeed(f.seed).Public()
 	now := time.Now()
-	raw := c.Must("contact", f.seed[:], make([]byte, 8), []byte{10, 0, 0, 1, 4, 166}, number64(now.Unix()), []byte{1, 1, 0})[0]
+	version := []byte{1, 1, 0}
+	if old {
+		version = []byte{1, 0, 2}
+	}
+	raw := c.Must("contact", f.seed[:], make([]byte, 8), []byte{10, 0, 0, 1, 4, 166}, number64(now.Unix()), version)[0]
 	contact, err := netdb.ParseRelayContact(raw, now, netdb.Rules{Private: true})
 	if err != nil {
 		return nil, err
@@ -410,8 +462,8 @@ func (f *far) talk(to key.Address, id, pivot, ours, theirs, fromUs, toUs []byte)
 }
 
 // calling: our client calls the relay, or a client whose contact that relay knows.
-func calling(c *sodium.Case) error {
-	f, err := newFar(c, false)
+func calling(c *sodium.Case, old bool) error {
+	f, err := newFar(c, false, old)
 	if err != nil {
 		return err
 	}
@@ -423,7 +475,11 @@ func calling(c *sodium.Case) error {
 		to = key.Address{Key: key.FromSeed(remote).Public()}
 		terminal = c.Bytes(16) // of its path
 		now := time.Now()
-		inner := fmt.Sprintf("d0:i0e1:a32:%s1:ild1:ei%de1:h16:%s1:r32:%see1:pi60ee", to.Key[:], now.Unix()+1200, terminal, f.key[:])
+		flags := 60
+		if old {
+			flags = 15 // all but the 1.1 handshake; two of them meant something in 1.0
+		}
+		inner := fmt.Sprintf("d0:i0e1:a32:%s1:ild1:ei%de1:h16:%s1:r32:%see1:pi%dee", to.Key[:], now.Unix()+1200, terminal, f.key[:], flags)
 		f.mu.Lock()
 		f.contact = c.Must("sealcontact", remote[:], c.Bytes(24), number64(now.UnixMilli()), []byte(inner))[0]
 		f.blinded = c.Must("blind", to.Key[:])[0]
@@ -435,18 +491,39 @@ func calling(c *sodium.Case) error {
 	go func() { connected <- f.table.Connect(ctx, to) }()
 
 	m, err := f.receive(f.w.commands)
-	if err != nil || m.typ != 2 {
+	if err != nil || (m.typ == 1) != old {
 		return fmt.Errorf("init of type %d, %w", m.typ, err)
+	}
+	if terminal == nil {
+		terminal = m.id
+	}
+	if old {
+		r, err := f.ask("openoldinit", remote[:], m.body)
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(sodium.Same("tag of an init", m.tag, noTag), sodium.Same("caller", client[:], r[0]), sodium.Same("p", r[1], m.id),
+			sodium.Same("its pivot", m.pivot, terminal)); err != nil {
+			return err
+		}
+		theirs, k, ours, nonce := r[2], r[3], tag(c), c.Bytes(24)
+		if r, err = f.ask("data", k, nonce, []byte(oldAccept(ours)), nil, theirs); err != nil {
+			return err
+		}
+		if err := f.send(m.id, "session_control", 1, nonce, r[0]); err != nil {
+			return err
+		}
+		if err := <-connected; err != nil {
+			return err
+		}
+		return f.talk(to, m.id, terminal, ours, theirs, k, k)
 	}
 	r, err := f.ask("openinit", remote[:], m.body)
 	if err != nil {
 		return err
 	}
-	if terminal == nil {
-		terminal = m.id
-	}
 	x, ek, theirs := r[1], r[2], r[4]
-	if err := errors.Join(sodium.Same("tag of an init", m.tag, number(0)), sodium.Same("caller", client[:], r[0]), sodium.Same("p", r[3], m.id),
+	if err := errors.Join(sodium.Same("tag of an init", m.tag, noTag), sodium.Same("caller", client[:], r[0]), sodium.Same("p", r[3], m.id),
 		sodium.Same("its pivot", m.pivot, terminal)); err != nil {
 		return err
 	}
@@ -478,8 +555,8 @@ func calling(c *sodium.Case) error {
 }
 
 // answering: a client of libsodium reads the contact that ours has published and calls it.
-func answering(c *sodium.Case) error {
-	f, err := newFar(c, true)
+func answering(c *sodium.Case, old bool) error {
+	f, err := newFar(c, true, old)
 	if err != nil {
 		return err
 	}
@@ -515,47 +592,75 @@ func answering(c *sodium.Case) error {
 		return fmt.Errorf("our contact names %x, which is no path", id)
 	}
 
-	x, terminal := c.Bytes(32), c.Bytes(16)
-	X, err := f.ask("x", x)
-	if err != nil {
-		return err
-	}
-	dk, err := mlkem.GenerateKey768()
-	if err != nil {
-		return err
-	}
-	ek := dk.EncapsulationKey().Bytes()
-	init, err := f.ask("init", caller[:], self[:], X[0], ek, terminal, ours)
-	if err != nil {
-		return err
-	}
-	if err := f.send(id, "session_control", 2, c.Bytes(24), append(bytes.Clone(init[0]), 0, 0, 0, 0)); err != nil {
-		return err
-	}
-	m, err := f.receive(f.w.commands)
-	if err != nil || m.typ != 2 {
-		return fmt.Errorf("accept of type %d, %w", m.typ, err)
-	}
-	r, err := f.ask("openaccept", caller[:], self[:], m.body)
-	if err != nil {
-		return err
-	}
-	Y, theirs := r[0], r[2]
-	if err := errors.Join(sodium.Same("tag of an accept", m.tag, ours), sodium.Same("its pivot", m.pivot, terminal), sodium.Same("its path", m.id, id)); err != nil {
-		return err
-	}
-	ks, err := dk.Decapsulate(r[1])
-	if err != nil {
-		return err
-	}
-	k, err := f.ask("session", x, Y, callerKey[:], self[:], ours, theirs, X[0], Y, ks, ek)
-	if err != nil {
-		return err
+	terminal := c.Bytes(16)
+	var toUs, fromUs, theirs []byte
+	if old {
+		r, err := f.ask("oldinit", caller[:], self[:], c.Bytes(32), c.Bytes(24), terminal, ours)
+		if err != nil {
+			return err
+		}
+		toUs, fromUs = r[1], r[1]
+		if err := f.send(id, "session_control", 1, c.Bytes(24), append(bytes.Clone(r[0]), noTag...)); err != nil {
+			return err
+		}
+		m, err := f.receive(f.w.commands)
+		if err != nil || m.typ != 1 {
+			return fmt.Errorf("1.0 accept of type %d, %w", m.typ, err)
+		}
+		if r, err = f.ask("undata", fromUs, m.nonce, append(m.body, m.tag...)); err != nil {
+			return err
+		}
+		if theirs, err = acceptedTag(r[0]); err != nil {
+			return err
+		}
+		if err := errors.Join(sodium.Same("tag of an accept", m.tag, ours), sodium.Same("its pivot", m.pivot, terminal), sodium.Same("its path", m.id, id)); err != nil {
+			return err
+		}
+	} else {
+		x := c.Bytes(32)
+		X, err := f.ask("x", x)
+		if err != nil {
+			return err
+		}
+		dk, err := mlkem.GenerateKey768()
+		if err != nil {
+			return err
+		}
+		ek := dk.EncapsulationKey().Bytes()
+		init, err := f.ask("init", caller[:], self[:], X[0], ek, terminal, ours)
+		if err != nil {
+			return err
+		}
+		if err := f.send(id, "session_control", 2, c.Bytes(24), append(bytes.Clone(init[0]), noTag...)); err != nil {
+			return err
+		}
+		m, err := f.receive(f.w.commands)
+		if err != nil || m.typ != 2 {
+			return fmt.Errorf("accept of type %d, %w", m.typ, err)
+		}
+		r, err := f.ask("openaccept", caller[:], self[:], m.body)
+		if err != nil {
+			return err
+		}
+		Y := r[0]
+		theirs = r[2]
+		if err := errors.Join(sodium.Same("tag of an accept", m.tag, ours), sodium.Same("its pivot", m.pivot, terminal), sodium.Same("its path", m.id, id)); err != nil {
+			return err
+		}
+		ks, err := dk.Decapsulate(r[1])
+		if err != nil {
+			return err
+		}
+		k, err := f.ask("session", x, Y, callerKey[:], self[:], ours, theirs, X[0], Y, ks, ek)
+		if err != nil {
+			return err
+		}
+		toUs, fromUs = k[0], k[1]
 	}
 	// Ours speaks first only when it was spoken to.
 	p, kind := ipPacket(c)
 	nonce := c.Bytes(24)
-	data, err := f.ask("data", k[0], nonce, p, []byte{kind}, theirs)
+	data, err := f.ask("data", toUs, nonce, p, []byte{kind}, theirs)
 	if err != nil {
 		return err
 	}
@@ -566,5 +671,5 @@ func answering(c *sodium.Case) error {
 	if err := errors.Join(err, sodium.Same("first packet", got, p)); err != nil {
 		return err
 	}
-	return f.talk(from, id, terminal, ours, theirs, k[1], k[0])
+	return f.talk(from, id, terminal, ours, theirs, fromUs, toUs)
 }

@@ -907,20 +907,107 @@ static void op_undata(void)
 	free(plain);
 }
 
-/* switch KEY NONCE P INIT: the body of a path switch (3.6) */
+/* oldinit SEED TO EPHEMERAL N P TAG: the body of a 1.0 init (3.7), and the key */
+static void op_oldinit(void)
+{
+	writer w, outer;
+	u8 pk[32], sk[64], ephemeral[32], esk[64], sig[64], k[KEY];
+	pair(sized(0, 32), pk, sk), pair(sized(2, 32), ephemeral, esk);
+	begin(&w);
+	put_field(&w, "i", pk, 32), put_field(&w, "p", sized(4, ID), ID);
+	fprintf(w.f, "1:ti%ue", number32(sized(5, 4)));
+	fflush(w.f);
+	crypto_sign_detached(sig, NULL, (u8 *)w.p, w.n, sk);
+	put_field(&w, "~", sig, 64);
+	fputc('e', w.f), fclose(w.f);
+	u8 *x = fresh(w.n + TAG);
+	if (dh(k, 1, sized(2, 32), sized(1, 32), sized(3, NONCE)) != 0)
+		fail("no key");
+	crypto_aead_xchacha20poly1305_ietf_encrypt(x, NULL, (u8 *)w.p, w.n, NULL, 0, NULL, sized(3, NONCE), k);
+	begin(&outer);
+	put_field(&outer, "k", ephemeral, 32), put_field(&outer, "n", sized(3, NONCE), NONCE), put_field(&outer, "x", x, w.n + TAG);
+	fputc('e', outer.f), fclose(outer.f);
+	put(outer.p, outer.n), put(k, KEY);
+	free(x), free(w.p), free(outer.p);
+}
+
+/* openoldinit SEED BODY: i p tag key */
+static void op_openoldinit(void)
+{
+	bytes body = any(1), x, b;
+	u8 *ephemeral, *n, *i, *p, *sig, k[KEY];
+	uint32_t tag;
+	if (text(&body, "d") != 0 || !(ephemeral = field(&body, "1:k", 32)) || !(n = field(&body, "1:n", NONCE)) || text(&body, "1:x") != 0 ||
+	    string(&body, &x) != 0 || end(&body) != 0 || x.n < TAG) {
+		fail("outer dict");
+		return;
+	}
+	u8 *inner = fresh(x.n);
+	b = (bytes){ inner, x.n - TAG };
+	if (dh(k, 0, sized(0, 32), ephemeral, n) != 0 || crypto_aead_xchacha20poly1305_ietf_decrypt(inner, NULL, NULL, x.p, x.n, NULL, 0, n, k) != 0)
+		fail("does not open");
+	else if (text(&b, "d") != 0 || !(i = field(&b, "1:i", 32)) || !(p = field(&b, "1:p", ID)) || integer(&b, "1:t", &tag) != 0)
+		fail("inner dict");
+	else {
+		u8 *stop = b.p;
+		if (!(sig = field(&b, "1:~", 64)) || end(&b) != 0 || crypto_sign_verify_detached(sig, inner, stop - inner, i) != 0)
+			fail("signature");
+		else
+			put(i, 32), put(p, ID), put_number(tag), put(k, KEY);
+	}
+	free(inner);
+}
+
+/* oldnonce NONCE: the nonce of S in a path switch of a session with a 1.0 key, whose message has NONCE; or the other way round (3.6) */
+static void op_oldnonce(void)
+{
+	u8 n[NONCE];
+	for (int i = 0; i < NONCE; i++)
+		n[i] = sized(0, NONCE)[i] ^ 0x42;
+	put(n, NONCE);
+}
+
+/* switch KEY NONCE P INIT LIST: the body of a path switch (3.6), whose S has NONCE; as a list if LIST is not empty */
 static void op_switch(void)
 {
 	u8 plain[49], c[49 + TAG], *w = plain;
+	bytes init = any(3);
 	writer body;
 	w = mempcpy(w, "d1:e11:path_switch1:p24:d1:p16:", 31);
 	w = mempcpy(w, sized(2, ID), ID);
 	w = mempcpy(w, "ee", 2);
 	crypto_aead_xchacha20poly1305_ietf_encrypt(c, NULL, plain, sizeof plain, NULL, 0, NULL, sized(1, NONCE), sized(0, KEY));
-	begin(&body);
-	put_field(&body, "", "s", 1), put_field(&body, "S", c, sizeof c), put_field(&body, "i", any(3).p, any(3).n);
+	body.f = open_memstream(&body.p, &body.n);
+	if (any(4).n) {
+		fprintf(body.f, "l%zu:", sizeof c), fwrite(c, 1, sizeof c, body.f);
+		fprintf(body.f, "%zu:", init.n), fwrite(init.p, 1, init.n, body.f);
+	} else {
+		fputc('d', body.f);
+		put_field(&body, "", "s", 1), put_field(&body, "S", c, sizeof c), put_field(&body, "i", init.p, init.n);
+	}
 	fputc('e', body.f), fclose(body.f);
 	put(body.p, body.n);
 	free(body.p);
+}
+
+/* unswitch KEY NONCE LIST BODY: p and the init of a path switch */
+static void op_unswitch(void)
+{
+	bytes b = any(3), sealed, init, in;
+	u8 plain[49], *p;
+	int list = any(2).n > 0;
+	if (text(&b, list ? "l" : "d0:1:s1:S") != 0 || string(&b, &sealed) != 0 || (!list && text(&b, "1:i") != 0) || string(&b, &init) != 0 || end(&b) != 0)
+		fail("container");
+	else if (sealed.n != sizeof plain + TAG ||
+		 crypto_aead_xchacha20poly1305_ietf_decrypt(plain, NULL, NULL, sealed.p, sealed.n, NULL, 0, sized(1, NONCE), sized(0, KEY)) != 0)
+		fail("does not open");
+	else {
+		in = (bytes){ plain, sizeof plain };
+		if (text(&in, "d1:e11:path_switch1:p24:d") != 0 || !(p = field(&in, "1:p", ID)) || text(&in, "e") != 0 || end(&in) != 0)
+			fail("S");
+		else
+			put(p, ID), put(init.p, init.n);
+	}
 }
 
 /* ---- main ---- */
@@ -936,7 +1023,8 @@ static const struct {
 	{ "wrap", op_wrap }, { "request", op_request }, { "pass", op_pass }, { "arrive", op_arrive }, { "down", op_down },
 	{ "unwrap", op_unwrap }, { "serve", op_serve }, { "reply", op_reply }, { "back", op_back }, { "result", op_result },
 	{ "init", op_init }, { "openinit", op_openinit }, { "accept", op_accept }, { "openaccept", op_openaccept }, { "data", op_data },
-	{ "undata", op_undata }, { "switch", op_switch },
+	{ "undata", op_undata }, { "switch", op_switch }, { "unswitch", op_unswitch }, { "oldinit", op_oldinit }, { "openoldinit", op_openoldinit },
+	{ "oldnonce", op_oldnonce },
 };
 
 static bytes unhex(const char *s)
