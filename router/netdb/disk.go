@@ -47,9 +47,8 @@ func OpenStore(dir string, self key.Public, relay bool, r Rules, log *slog.Logge
 	if err != nil {
 		return nil, fmt.Errorf("netdb: %w", err)
 	}
-	if link := filepath.Join(dir, selfLink); relay { // as the protocol document has it: made anew, may dangle, no harm when it cannot be made
-		os.Remove(link)
-		os.Symlink(self.String()+suffix, link)
+	if relay {
+		linkSelf(filepath.Join(dir, selfLink), self)
 	}
 	now := time.Now()
 	removed, unused := 0, 0
@@ -93,6 +92,14 @@ func OpenStore(dir string, self key.Public, relay bool, r Rules, log *slog.Logge
 	s.disk.dirty = make(map[key.Public]struct{})
 	s.disk.wake = make(chan struct{}, 1)
 	return s, nil
+}
+
+// linkSelf makes the link anew. It may dangle; nothing is lost when it cannot be made, and a file in its place stays.
+func linkSelf(link string, self key.Public) {
+	if fi, err := os.Lstat(link); err == nil && fi.Mode()&fs.ModeSymlink != 0 {
+		os.Remove(link)
+	}
+	os.Symlink(self.String()+suffix, link)
 }
 
 // parseFileName says whether a file is one of ours, whose, and whether it is the temporary one of a write that was cut short.
