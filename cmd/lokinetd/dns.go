@@ -7,6 +7,8 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -53,12 +55,23 @@ func (a *app) hostWorld(ctx context.Context) (*config.Config, dns.World, dns.Lin
 	return c, dns.Place{}.Look(ctx, w), tunLink(c.TUN.Name), nil
 }
 
-// tunLink is the daemon's interface as it is now; zero if there is none.
+// tunLink is the daemon's interface as it is now, by its configured name, in which a %d stands for a number; zero if there is none.
 func tunLink(name string) (l dns.Link) {
-	i, err := net.InterfaceByName(name)
-	if err != nil {
+	all, _ := net.Interfaces()
+	before, after, numbered := strings.Cut(name, "%d")
+	at := slices.IndexFunc(all, func(i net.Interface) bool {
+		if !numbered {
+			return i.Name == name
+		}
+		number, ok := strings.CutPrefix(i.Name, before)
+		number, tail := strings.CutSuffix(number, after)
+		_, err := strconv.ParseUint(number, 10, 16)
+		return ok && tail && err == nil
+	})
+	if at < 0 {
 		return l
 	}
+	i := &all[at]
 	l.Name, l.Index = i.Name, i.Index
 	addrs, _ := i.Addrs()
 	for _, a := range addrs {
