@@ -98,8 +98,11 @@ func (r *relay) status(s *control.Status) {
 
 func (h *host) clientStatus(s *control.Status, now time.Time) {
 	n, c := h.node, h.node.client
-	s.NotHidden = append(s.NotHidden,
-		"ordinary sites (all that is not .loki, .sesh or .snode) are reached as before",
+	others := "ordinary sites (all that is not .loki, .sesh or .snode) are reached as before"
+	if h.proxy != nil {
+		others = "all that programs do beside the proxies; one that resolves names itself tells its resolver of .loki names too (docs/proxy.md)"
+	}
+	s.NotHidden = append(s.NotHidden, others,
 		"that you use this program, from your network provider")
 	for _, l := range n.peers.Connected() {
 		st := l.Stats()
