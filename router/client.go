@@ -138,7 +138,7 @@ func (c *client) inboundsChanged() {
 	c.changed = make(chan struct{})
 }
 
-// waitInbound waits until an endpoint has an inbound path; false: ctx ended before.
+// waitInbound waits until an asker has an inbound path; false: ctx ended before.
 func (c *client) waitInbound(ctx context.Context) bool {
 	for {
 		c.mu.Lock()
@@ -155,9 +155,19 @@ func (c *client) waitInbound(ctx context.Context) bool {
 	}
 }
 
-// inbound gives the active inbound paths of all endpoints.
+// askers are the endpoints over whose paths the network is asked for names and relays: those that are no service, if there are any. The relay at the end of
+// a service's path may know whose it is, for its contact says so; it must not learn what else this host looks up, nor by the state of our store which paths are the same host's.
+func (c *client) askers() []*Endpoint {
+	all := c.list()
+	if private := slices.DeleteFunc(slices.Clone(all), func(e *Endpoint) bool { return e.Config.Service }); len(private) > 0 {
+		return private
+	}
+	return all
+}
+
+// inbound gives the active inbound paths of the askers.
 func (c *client) inbound(now time.Time) (paths []*path.Path) {
-	for _, e := range c.list() {
+	for _, e := range c.askers() {
 		paths = append(paths, e.Sessions.Inbound(now)...)
 	}
 	return paths

@@ -135,7 +135,7 @@ var (
 	errManyNames = errors.New("too many names are being looked up")
 )
 
-// lookup gives what the network says of name (lower case, with .loki), and for how long that holds; 0 where it is not certain. It asks over the inbound paths of all endpoints
+// lookup gives what the network says of name (lower case, with .loki), and for how long that holds; 0 where it is not certain. It asks over the inbound paths of the askers
 // and goes on asking when ctx ends, for whoever asks next. Errors: errNoPaths, errManyNames, ctx's.
 func (c *client) lookup(ctx context.Context, name string) (nameVerdict, time.Duration, error) {
 	now := time.Now()
@@ -190,7 +190,7 @@ func (c *client) lookup(ctx context.Context, name string) (nameVerdict, time.Dur
 // gather gives the paths that a name is asked over: those, unless they are few and more are coming.
 func (c *client) gather(ctx context.Context, paths []*path.Path) []*path.Path {
 	enough := 1
-	for _, e := range c.list() {
+	for _, e := range c.askers() {
 		want := e.Config.Inbound
 		if want <= 0 {
 			want = snsFew
@@ -300,7 +300,7 @@ func (c *client) callJury() (j jury, dismiss func()) {
 		return nil, nil
 	}
 	hops := 0
-	for _, e := range c.list() {
+	for _, e := range c.askers() {
 		hops = max(hops, e.Config.InboundHops)
 	}
 	if hops == 0 {

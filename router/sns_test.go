@@ -2,6 +2,7 @@ package router
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -64,5 +65,31 @@ func TestNameCache(t *testing.T) {
 	}
 	if len(c.cache) > snsCacheMax {
 		t.Errorf("%d names kept", len(c.cache))
+	}
+}
+
+// What a host looks up is asked over no path of a service as long as it has another endpoint; who has services only asks over theirs.
+func TestAskers(t *testing.T) {
+	c := &client{}
+	for _, step := range []struct {
+		name    string
+		service bool
+		want    []string
+	}{
+		{"shop", true, []string{"shop"}},
+		{"browsing", false, []string{"browsing"}},
+		{"mail", true, []string{"browsing"}},
+	} {
+		c.endpoints = append(c.endpoints, &Endpoint{Config: EndpointConfig{Name: step.name, Service: step.service}})
+		var got []string
+		for _, e := range c.askers() {
+			got = append(got, e.Config.Name)
+		}
+		if !slices.Equal(got, step.want) {
+			t.Errorf("with %q: asked over %q, want %q", step.name, got, step.want)
+		}
+	}
+	if len(c.list()) != 3 {
+		t.Error("endpoints lost")
 	}
 }
