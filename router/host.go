@@ -173,7 +173,10 @@ func run(ctx context.Context, c *config.Config, version string, log *slog.Logger
 	h.parts.run("control socket", answerLimit, server.Run)
 	for _, f := range sys.files {
 		log.Warn("a descriptor that was passed has no use here", "name", f.Name())
+		sys.notify("FDSTOREREMOVE=1\nFDNAME=" + f.Name())
+		f.Close() // the last of an interface that was kept when this was a client
 	}
+	sys.files = nil
 	h.up = true
 	h.node.times.note(momentRunning)
 	sys.notify(daemon.SdNotifyReady)
