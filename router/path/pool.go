@@ -626,10 +626,14 @@ func (p *Pool) examine(path *Path) {
 			return
 		}
 		p.mu.Lock()
+		signed := p.client.sign.Load() > asked
 		switch {
 		case path.state.Load() != pathUp, path.heard() != heard:
 			path.suspect = false
-		case n >= quickPings && p.client.sign.Load() > asked:
+		case n > quickPings && signed: // after a time in which all were silent; our pings were lost in it
+			began, n = time.Now(), 0
+			asked = p.client.askEdges(began)
+		case n == quickPings && signed:
 			path.suspect = false
 			p.client.count.PathsExamined.Add(1)
 			p.client.profile.fellSilent(path.relays, began, time.Now())

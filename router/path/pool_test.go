@@ -410,6 +410,32 @@ func TestAway(t *testing.T) {
 	})
 }
 
+// TestBack: the first path that is heard after such a time does not cost the others, whose last pings were lost in it.
+func TestBack(t *testing.T) {
+	world(t, 8, DefaultOptions(), func(t *testing.T, n *simNet, c *simClient) {
+		w := newWatcher(t)
+		pool := c.NewPool(PoolConfig{Kind: Inbound, Hops: 3, Want: 4, Owner: w})
+		n.run(7*time.Second, []*simClient{c}, nil)
+		away := func(on bool) {
+			for _, r := range n.relays {
+				r.setSilent(on)
+			}
+		}
+		away(true)
+		paths := pool.Paths(time.Now())
+		for _, p := range paths { // their pings take turns
+			p.Suspect()
+			n.run(250*time.Millisecond, []*simClient{c}, nil)
+		}
+		n.run(12*time.Second, []*simClient{c}, nil)
+		away(false)
+		n.run(10*time.Second, []*simClient{c}, nil)
+		if _, downs, _ := w.counts(); len(downs) != 0 || !slices.Equal(pool.Paths(time.Now()), paths) {
+			t.Errorf("%v", downs)
+		}
+	})
+}
+
 // refusing is a Link whose builds fail at once, and that notes when they come.
 type refusing struct {
 	tapLink
