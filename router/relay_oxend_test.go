@@ -335,6 +335,49 @@ func TestTested(t *testing.T) {
 	})
 }
 
+// TestReachQUIC: one relay tests another over real links: over a client's, so that the other notices.
+func TestReachQUIC(t *testing.T) {
+	o := &standin.Oxend{Secret: secret(0)}
+	network := &netdb.NetworkFile{Network: testNetwork, Private: true}
+	relay := func(n int) *relay {
+		store, err := netdb.OpenStore("", secret(n).Public(), true, network.Rules(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		store.SetRegistered(testRelays(2))
+		pc, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		wire, err := link.NewQUIC(pc, link.Config{Secret: secret(n), Accept: true, Registered: store.Registered})
+		if err != nil {
+			t.Fatal(err)
+		}
+		node, err := NewNode(NodeConfig{Secret: secret(n), Public: wire.LocalAddr(), Wire: wire, Store: store, Network: network, Oxend: oxend.NewDialed(o.Dial, nil)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- node.Run(ctx) }()
+		t.Cleanup(func() {
+			cancel()
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+		})
+		return node.relay
+	}
+	a, b := relay(0), relay(1)
+	contact := SignContact(secret(1), b.n.config.Public, testNetwork, time.Now())
+	if !a.beside.reach(t.Context(), contact) || b.beside.pinged.Load() == 0 {
+		t.Error("the other relay is not reached, or does not notice")
+	}
+	if a.beside.reach(t.Context(), SignContact(secret(2), b.n.config.Public, testNetwork, time.Now())) {
+		t.Error("a relay with another key passes")
+	}
+}
+
 // TestPublicRelay: a daemon that is to be a relay of the public network starts with the key that its oxend gives; without one it ends, at once when it is told to.
 func TestPublicRelay(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "oxend.sock")
