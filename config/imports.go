@@ -103,13 +103,13 @@ func unless(why string, idle ...string) func(*importer, iniLine) {
 }
 
 // oxend is for settings that only a relay has a use for.
-func oxend(m *importer, l iniLine) {
-	on, isBool := parseBool(l.value)
-	switch {
-	case m.relay:
-		m.note(l, "left out: lokinetd does not talk to oxend yet, and cannot be a relay of the public network")
-	case on || !isBool:
-		m.note(l, "left out: it is of relays, and this is not one")
+func oxend(do func(*importer, iniLine)) func(*importer, iniLine) {
+	return func(m *importer, l iniLine) {
+		if on, isBool := parseBool(l.value); m.relay {
+			do(m, l)
+		} else if on || !isBool {
+			m.note(l, "left out: it is of relays, and this is not one")
+		}
 	}
 }
 
@@ -121,7 +121,7 @@ const (
 	noAuth    = "whoever knows a service's address reaches its open ports; single clients cannot be admitted or refused yet"
 	noThreads = "lokinetd uses the processors that there are"
 	noAPI     = "programs talk to lokinetd over a unix socket, see [control]"
-	noKeys    = "a relay's key is the file in relay.key; on the public network it would be oxend's"
+	noKeys    = "on the public network oxend holds a relay's key, in private ones it is the file in relay.key"
 	noLog     = "the log goes to standard error, which the service manager keeps"
 	noConns   = "a relay connects to all others, a client to as many as edge_connections says"
 )
@@ -221,9 +221,12 @@ var importRules = map[string]importRule{
 	"bind.public-port":     {of: lokinet, do: quiet},
 	"bind.*":               {of: lokinet, multi: true, do: bindInterface}, // the names are those of interfaces
 
-	"api.*":   {multi: true, do: none(noAPI)},
-	"lokid.*": {of: lokinet, do: oxend},
-	"oxend.*": {of: sessionRouter, do: oxend},
+	"api.*":         {multi: true, do: none(noAPI)},
+	"lokid.enabled": {of: lokinet, do: oxend(quiet)},
+	"lokid.rpc":     {of: lokinet, do: oxend(text("relay.oxend"))},
+	"lokid.*":       {of: lokinet, do: oxend(none("oxend is reached by its local socket, relay.oxend"))},
+	"oxend.rpc":     {of: sessionRouter, do: oxend(text("relay.oxend"))},
+	"oxend.*":       {of: sessionRouter, do: oxend(none("a relay of the public network tests others, and is tested"))},
 
 	"bootstrap.add-node":  {multi: true, do: bootstrapNode},
 	"bootstrap.seed-node": {of: lokinet, do: none("there is no such role")},
