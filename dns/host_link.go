@@ -1,6 +1,7 @@
 package dns
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,11 +24,12 @@ type Link struct {
 	Own   []netip.Prefix // our addresses on it, with their ranges
 }
 
-// ranges are those of its addresses.
+// ranges are those of its addresses, in an order that does not depend on theirs: daemon and root write the same files.
 func (l Link) ranges() (out []netip.Prefix) {
 	for _, p := range l.Own {
 		out = append(out, p.Masked())
 	}
+	slices.SortFunc(out, func(a, b netip.Prefix) int { return cmp.Or(a.Addr().Compare(b.Addr()), a.Bits()-b.Bits()) })
 	return out
 }
 
