@@ -19,7 +19,7 @@ import (
 // To a program:
 //
 //  4. Read from the Network, which hears only from whom it has sent to.
-//  5. Put the address before it, as the program had written it, and send it to where the program sends from.
+//  5. Put the address before it, as the program has last written it, and send it to where the program sends from.
 
 const (
 	maxDatagram     = 1 << 16
@@ -150,6 +150,7 @@ func (a *association) send(host string, port uint16, data []byte) bool {
 		return room
 	}
 	to := netip.AddrPortFrom(p.addr, port)
+	a.hosts[p.addr] = host
 	a.mu.Unlock()
 	return a.write(to, data)
 }
@@ -162,7 +163,9 @@ func (a *association) room() {
 		}
 		if p.addr.IsValid() {
 			delete(a.peers, host)
-			delete(a.hosts, p.addr)
+			if a.hosts[p.addr] == host {
+				delete(a.hosts, p.addr)
+			}
 		}
 	}
 }
