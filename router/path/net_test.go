@@ -36,7 +36,8 @@ type simRelay struct {
 	id     key.Public
 	relay  *Relay // replaced by restart
 	local  *localTap
-	silent bool // takes everything and answers nothing
+	silent bool        // takes everything and answers nothing
+	shirks atomic.Bool // as an edge: takes part in builds and answers for itself, and passes nothing on
 	self   *simPeer
 }
 
@@ -227,7 +228,7 @@ func (l *simUp) hangUp() {
 func (l *simUp) dead() bool { return l.closed.Load() || l.relay.isSilent() }
 
 func (l *simUp) Send(b *packet.Buffer) {
-	if l.dead() {
+	if l.dead() || l.relay.shirks.Load() {
 		b.Release()
 		return
 	}
@@ -252,6 +253,7 @@ func (l *simUp) Request(ctx context.Context, name string, body []byte) ([]byte, 
 		case l.dead():
 		case name == nameEdge: // router answers it
 			reply([]byte("pong"), false)
+		case l.relay.shirks.Load() && name != nameBuild:
 		default:
 			l.relay.get().HandleRequest(l.down, key.Public{}, name, body, reply)
 		}

@@ -385,6 +385,28 @@ func TestSuspect(t *testing.T) {
 	})
 }
 
+// TestShirkingEdge: an edge that lets builds pass and answers for itself, but passes nothing on, is avoided like any relay of a silent path; else those behind it would be
+// blamed instead, as often as it likes.
+func TestShirkingEdge(t *testing.T) {
+	for range 8 { // it may draw another edge by chance
+		world(t, 12, DefaultOptions(), func(t *testing.T, n *simNet, c *simClient) {
+			pool := c.NewPool(PoolConfig{Kind: Inbound, Hops: 3, Want: 4, Owner: newWatcher(t)})
+			n.run(7*time.Second, []*simClient{c}, nil)
+			edge := n.byID[pool.Paths(time.Now())[0].relays[0]]
+			edge.shirks.Store(true)
+			n.run(20*time.Second, []*simClient{c}, nil)
+			now := time.Now()
+			paths := pool.Paths(now)
+			if elsewhere := slices.ContainsFunc(paths, func(p *Path) bool { return p.usesAny(edge) }); !c.profile.silentAt(edge.id, now) && !elsewhere {
+				t.Error("not avoided")
+			}
+			if len(paths) != 4 || slices.ContainsFunc(paths, func(p *Path) bool { return p.relays[0] == edge.id }) {
+				t.Error("not replaced:", describePaths(pool))
+			}
+		})
+	}
+}
+
 // TestAway: while nothing is heard from anybody, as when the host's own network is away, no path is given up before the time of the protocol.
 func TestAway(t *testing.T) {
 	world(t, 8, DefaultOptions(), func(t *testing.T, n *simNet, c *simClient) {
