@@ -58,10 +58,11 @@ type Net struct {
 
 // Host is one node. Its identity survives restarts.
 type Host struct {
-	net    *Net
-	Secret *key.Secret
-	relay  bool
-	addr   netip.AddrPort
+	net     *Net
+	Secret  *key.Secret
+	relay   bool
+	options func(*path.Options) // of a client: changes the defaults; nil: they stay
+	addr    netip.AddrPort
 
 	Node     *router.Node
 	Endpoint *router.Endpoint // of a client
@@ -119,6 +120,9 @@ func (h *Host) Start() {
 	h.wire = h.net.medium.newWire(t, h.addr, h.Secret, h.relay, store.Registered)
 	options := path.DefaultOptions()
 	options.Profiling = false
+	if h.options != nil {
+		h.options(&options)
+	}
 	c := router.NodeConfig{Public: h.addr, Wire: h.wire, Store: store, Network: h.net.file, Paths: path.ClientConfig{Options: options}}
 	if h.relay {
 		c.Secret = h.Secret
