@@ -37,7 +37,7 @@ func ruleOf(l iniLine) (importRule, bool) {
 
 // Ways to take a setting over.
 
-func text(key string) func(*importer, iniLine) {
+func asText(key string) func(*importer, iniLine) {
 	return func(m *importer, l iniLine) {
 		if l.value != "" {
 			m.set(l, key, quote(l.value))
@@ -45,7 +45,7 @@ func text(key string) func(*importer, iniLine) {
 	}
 }
 
-func number(key string) func(*importer, iniLine) {
+func asNumber(key string) func(*importer, iniLine) {
 	return func(m *importer, l iniLine) {
 		if n, err := strconv.Atoi(l.value); err == nil {
 			m.set(l, key, strconv.Itoa(n))
@@ -55,7 +55,7 @@ func number(key string) func(*importer, iniLine) {
 	}
 }
 
-func boolean(key string) func(*importer, iniLine) {
+func asBool(key string) func(*importer, iniLine) {
 	return func(m *importer, l iniLine) {
 		if v, ok := parseBool(l.value); ok {
 			m.set(l, key, strconv.FormatBool(v))
@@ -65,7 +65,7 @@ func boolean(key string) func(*importer, iniLine) {
 	}
 }
 
-func span(key string) func(*importer, iniLine) {
+func asSpan(key string) func(*importer, iniLine) {
 	return func(m *importer, l iniLine) {
 		if d, ok := parseSpan(l.value); ok {
 			m.set(l, key, quote(d.String()))
@@ -75,7 +75,7 @@ func span(key string) func(*importer, iniLine) {
 	}
 }
 
-func relays(key string) func(*importer, iniLine) {
+func asRelays(key string) func(*importer, iniLine) {
 	return func(m *importer, l iniLine) {
 		name, err := relayKey(l.value)
 		if err != nil {
@@ -150,10 +150,10 @@ var importRules = map[string]importRule{
 
 	"network.keyfile":                {client: true, do: quiet},
 	"network.reachable":              {client: true, do: understood},
-	"network.hops":                   {of: lokinet, client: true, do: number("paths.client_hops")},
-	"network.paths":                  {of: lokinet, client: true, do: number("paths.inbound_paths")},
-	"network.strict-connect":         {of: lokinet, client: true, multi: true, do: relays("paths.strict_edges")},
-	"network.blacklist-snode":        {of: lokinet, client: true, multi: true, do: relays("paths.blacklist")},
+	"network.hops":                   {of: lokinet, client: true, do: asNumber("paths.client_hops")},
+	"network.paths":                  {of: lokinet, client: true, do: asNumber("paths.inbound_paths")},
+	"network.strict-connect":         {of: lokinet, client: true, multi: true, do: asRelays("paths.strict_edges")},
+	"network.blacklist-snode":        {of: lokinet, client: true, multi: true, do: asRelays("paths.blacklist")},
 	"network.path-alignment-timeout": {of: lokinet, client: true, do: none("lokinetd finds aligned paths in its own time")},
 	"network.exit":                   {of: lokinet, do: none(noExit)},
 	"network.exit-node":              {of: lokinet, multi: true, do: none(noExit)},
@@ -162,10 +162,10 @@ var importRules = map[string]importRule{
 	"network.traffic-whitelist":      {of: lokinet, multi: true, do: none(noExit)},
 	"network.auto-routing":           {do: none(noExit)},
 	"network.blackhole-routes":       {do: none("packets for addresses of ours never leave another way")},
-	"network.ip6-range":              {of: lokinet, client: true, do: text("tun.ipv6")},
+	"network.ip6-range":              {of: lokinet, client: true, do: asText("tun.ipv6")},
 	"network.profiles":               {of: lokinet, do: none("which relays did not answer lately is not written to the disk")},
 	"network.save-profiles":          {do: none("which relays did not answer lately is not written to the disk")},
-	"network.profiling":              {client: true, do: boolean("paths.profiling")},
+	"network.profiling":              {client: true, do: asBool("paths.profiling")},
 	"network.auth":                   {of: lokinet, do: unless(noAuth, "none")},
 	"network.auth-lmq":               {of: lokinet, do: none(noAuth)},
 	"network.auth-lmq-method":        {of: lokinet, do: none(noAuth)},
@@ -176,29 +176,29 @@ var importRules = map[string]importRule{
 	"network.auth-file":              {multi: true, do: none(noAuth)},
 	"network.auth-file-type":         {do: none(noAuth)},
 	"network.auth-static":            {multi: true, do: none(noAuth)},
-	"network.ifname":                 {client: true, do: text("tun.name")},
+	"network.ifname":                 {client: true, do: asText("tun.name")},
 	"network.ifaddr":                 {client: true, multi: true, do: interfaceAddress},
 	"network.mapaddr":                {multi: true, do: none("remotes get local addresses by themselves, and keep them")},
 	"network.expired-address-cache":  {of: sessionRouter, do: none("addresses are kept as long as there is room")},
 	"network.srv":                    {multi: true, do: none("a service publishes no SRV records yet")},
 	"network.persist-addrmap-file":   {do: none("addresses are kept in data_dir")},
 
-	"paths.edge-connections":    {of: sessionRouter, client: true, do: number("paths.edge_connections")},
-	"paths.outbound-paths":      {of: sessionRouter, client: true, do: number("paths.outbound_paths")},
-	"paths.client-hops":         {of: sessionRouter, client: true, do: number("paths.client_hops")},
-	"paths.relay-hops":          {of: sessionRouter, client: true, do: number("paths.relay_hops")},
-	"paths.inbound-paths":       {of: sessionRouter, client: true, do: number("paths.inbound_paths")},
+	"paths.edge-connections":    {of: sessionRouter, client: true, do: asNumber("paths.edge_connections")},
+	"paths.outbound-paths":      {of: sessionRouter, client: true, do: asNumber("paths.outbound_paths")},
+	"paths.client-hops":         {of: sessionRouter, client: true, do: asNumber("paths.client_hops")},
+	"paths.relay-hops":          {of: sessionRouter, client: true, do: asNumber("paths.relay_hops")},
+	"paths.inbound-paths":       {of: sessionRouter, client: true, do: asNumber("paths.inbound_paths")},
 	"paths.inbound-paths-extra": {of: sessionRouter, client: true, do: none("see paths.inbound_paths")},
-	"paths.inbound-hops":        {of: sessionRouter, client: true, do: number("paths.inbound_hops")},
-	"paths.inbound-pivot-reuse": {of: sessionRouter, client: true, do: number("paths.inbound_pivot_reuse")},
-	"paths.unique-range-size":   {client: true, do: number("paths.unique_range_size")},
-	"paths.acceptable-expiry":   {of: sessionRouter, client: true, do: span("paths.acceptable_expiry")},
-	"paths.min-expiry":          {of: sessionRouter, client: true, do: span("paths.min_expiry")},
+	"paths.inbound-hops":        {of: sessionRouter, client: true, do: asNumber("paths.inbound_hops")},
+	"paths.inbound-pivot-reuse": {of: sessionRouter, client: true, do: asNumber("paths.inbound_pivot_reuse")},
+	"paths.unique-range-size":   {client: true, do: asNumber("paths.unique_range_size")},
+	"paths.acceptable-expiry":   {of: sessionRouter, client: true, do: asSpan("paths.acceptable_expiry")},
+	"paths.min-expiry":          {of: sessionRouter, client: true, do: asSpan("paths.min_expiry")},
 	"paths.build-timeout":       {of: sessionRouter, client: true, do: none("a relay that does not answer is noticed after the protocol's 10 s")},
-	"paths.ping-interval":       {of: sessionRouter, client: true, do: span("paths.ping_interval")},
-	"paths.max-missed-pings":    {of: sessionRouter, client: true, do: number("paths.max_missed_pings")},
-	"paths.strict-edge":         {of: sessionRouter, client: true, multi: true, do: relays("paths.strict_edges")},
-	"paths.blacklist-snode":     {of: sessionRouter, client: true, multi: true, do: relays("paths.blacklist")},
+	"paths.ping-interval":       {of: sessionRouter, client: true, do: asSpan("paths.ping_interval")},
+	"paths.max-missed-pings":    {of: sessionRouter, client: true, do: asNumber("paths.max_missed_pings")},
+	"paths.strict-edge":         {of: sessionRouter, client: true, multi: true, do: asRelays("paths.strict_edges")},
+	"paths.blacklist-snode":     {of: sessionRouter, client: true, multi: true, do: asRelays("paths.blacklist")},
 	"paths.debug-path-seed":     {of: sessionRouter, client: true, do: none("paths are drawn by chance")},
 
 	"dns.listen":        {of: sessionRouter, client: true, multi: true, do: nameServer},
@@ -223,9 +223,9 @@ var importRules = map[string]importRule{
 
 	"api.*":         {multi: true, do: none(noAPI)},
 	"lokid.enabled": {of: lokinet, do: oxend(quiet)},
-	"lokid.rpc":     {of: lokinet, do: oxend(text("relay.oxend"))},
+	"lokid.rpc":     {of: lokinet, do: oxend(asText("relay.oxend"))},
 	"lokid.*":       {of: lokinet, do: oxend(none("oxend is reached by its local socket, relay.oxend"))},
-	"oxend.rpc":     {of: sessionRouter, do: oxend(text("relay.oxend"))},
+	"oxend.rpc":     {of: sessionRouter, do: oxend(asText("relay.oxend"))},
 	"oxend.*":       {of: sessionRouter, do: oxend(none("a relay of the public network tests others, and is tested"))},
 
 	"bootstrap.add-node":  {multi: true, do: bootstrapNode},
