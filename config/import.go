@@ -41,6 +41,9 @@ type Note struct {
 // maxSettings bounds the settings of a file; each may be looked at as often as there are wrong ones.
 const maxSettings = 2000
 
+// lokinetPort is where relays of Lokinet listened by themselves.
+const lokinetPort = "1090"
+
 // iniLine is one setting of the file.
 type iniLine struct {
 	n              int
@@ -182,7 +185,7 @@ func (m *importer) recognize() {
 			}
 		case "[lokid] enabled":
 			m.relay = m.relay || on
-		case "[oxend] rpc", "[router] public-ip", "[router] public-port", "[bind] public-ip", "[bind] public-port":
+		case "[oxend] rpc", "[lokid] rpc", "[router] public-ip", "[router] public-port", "[bind] public-ip", "[bind] public-port":
 			m.relay = true
 		}
 	}
@@ -367,6 +370,10 @@ func (m *importer) finish() {
 		}
 	}
 	if ip != "" {
+		if m.old && len(m.values["relay.listen"]) == 0 {
+			m.set(from, "relay.listen", quote("0.0.0.0:"+lokinetPort))
+			port = cmp.Or(port, lokinetPort)
+		}
 		if port != "" {
 			ip += ":" + port
 		} else if vs := m.values["relay.listen"]; len(vs) > 0 {
@@ -378,9 +385,12 @@ func (m *importer) finish() {
 	}
 }
 
-// key gives the path of a key file from now on.
+// key gives the path of a key file from now on. Lokinet looked for it from the directory that it ran in, which is its data directory; Session Router looks from that of the configuration.
 func (m *importer) key(l iniLine) string {
 	path := m.path(l.value)
+	if dir, ok := m.get("[router] data-dir"); ok && m.old && dir.value != "" && !filepath.IsAbs(l.value) {
+		path = filepath.Join(m.path(dir.value), l.value)
+	}
 	if m.keyFile != nil {
 		path = m.keyFile(path)
 	}

@@ -142,8 +142,9 @@ var importRules = map[string]importRule{
 	"router.contact-file":       {of: lokinet, do: none("what lokinetd knows of relays is in data_dir")},
 	"router.encryption-privkey": {of: lokinet, do: none(noKeys)},
 	"router.ident-privkey":      {of: lokinet, do: none(noKeys)},
-	"router.identity-privkey":   {of: lokinet, do: none(noKeys)},
 	"router.transport-privkey":  {of: lokinet, do: none(noKeys)},
+	"router.max-routers":        {of: lokinet, do: none(noConns)},
+	"router.min-routers":        {of: lokinet, do: none(noConns)},
 	"router.job-queue-size":     {of: lokinet, do: none(noThreads)},
 
 	"exit.*": {of: sessionRouter, multi: true, do: none(noExit)},
@@ -162,7 +163,9 @@ var importRules = map[string]importRule{
 	"network.traffic-whitelist":      {of: lokinet, multi: true, do: none(noExit)},
 	"network.auto-routing":           {do: none(noExit)},
 	"network.blackhole-routes":       {do: none("packets for addresses of ours never leave another way")},
-	"network.ip6-range":              {of: lokinet, client: true, do: asText("tun.ipv6")},
+	"network.ip6-range":              {of: lokinet, client: true, do: rangeIPv6},
+	"network.type":                   {of: lokinet, do: unless("there is an interface, tun, always", "tun")},
+	"network.enabled":                {of: lokinet, do: none("it had no meaning there either")},
 	"network.profiles":               {of: lokinet, do: none("which relays did not answer lately is not written to the disk")},
 	"network.save-profiles":          {do: none("which relays did not answer lately is not written to the disk")},
 	"network.profiling":              {client: true, do: asBool("paths.profiling")},
@@ -199,6 +202,7 @@ var importRules = map[string]importRule{
 	"paths.max-missed-pings":    {of: sessionRouter, client: true, do: asNumber("paths.max_missed_pings")},
 	"paths.strict-edge":         {of: sessionRouter, client: true, multi: true, do: asRelays("paths.strict_edges")},
 	"paths.blacklist-snode":     {of: sessionRouter, client: true, multi: true, do: asRelays("paths.blacklist")},
+	"paths.exclude-country":     {of: lokinet, client: true, multi: true, do: none("where relays stand is not known; see paths.blacklist")},
 	"paths.debug-path-seed":     {of: sessionRouter, client: true, do: none("paths are drawn by chance")},
 
 	"dns.listen":        {of: sessionRouter, client: true, multi: true, do: nameServer},
@@ -217,6 +221,7 @@ var importRules = map[string]importRule{
 	"bind.max-udp-payload": {of: sessionRouter, do: none("the size of packets follows the path's")},
 	"bind.inbound":         {of: lokinet, multi: true, do: listen},
 	"bind.outbound":        {of: lokinet, multi: true, do: none("what a client sends leaves by any free port")},
+	"bind.address":         {of: lokinet, multi: true, do: listen},
 	"bind.public-ip":       {of: lokinet, do: quiet},
 	"bind.public-port":     {of: lokinet, do: quiet},
 	"bind.*":               {of: lokinet, multi: true, do: bindInterface}, // the names are those of interfaces
@@ -333,19 +338,37 @@ func listen(m *importer, l iniLine) {
 	m.set(l, "relay.listen", quote(value))
 }
 
-// bindInterface takes Lokinet's "eth0=1090", "*=1090" and "1.2.3.4=1090".
+// bindInterface takes Lokinet's "eth0=1090" and "1.2.3.4=1090"; "*=0" is about what leaves. Of several values one is the port, the others never had a meaning.
 func bindInterface(m *importer, l iniLine) {
-	if !m.relay && l.value == "0" { // any
-		return
-	}
 	as := l
-	as.value = "0.0.0.0:" + l.value
-	if a, err := netip.ParseAddr(l.name); err == nil && a.Is4() {
-		as.value = l.name + ":" + l.value
-	} else if l.name != "*" && m.relay {
-		m.note(l, "taken as all of the host's addresses: an interface's name cannot stand for its address")
+	for part := range strings.SplitSeq(l.value, ",") {
+		if _, err := strconv.ParseUint(part, 10, 16); err == nil {
+			as.value = "0.0.0.0:" + part
+			if a, err := netip.ParseAddr(l.name); err == nil && a.Is4() {
+				as.value = l.name + ":" + part
+			} else if m.relay && l.name != "*" {
+				m.note(l, "taken as all of the host's addresses: an interface's name cannot stand for its address")
+			}
+		}
 	}
-	listen(m, as)
+	switch {
+	case l.name != "*":
+		listen(m, as)
+	case l.value != "0":
+		m.note(l, "left out: what lokinetd sends leaves by any free port, or by the one that it listens on")
+	}
+}
+
+// rangeIPv6 takes the range of Lokinet's IPv6 addresses, or that there are none. Its default, a bare address, is no range.
+func rangeIPv6(m *importer, l iniLine) {
+	switch {
+	case l.value == "":
+		m.set(l, "tun.ipv6", `"off"`)
+	case !strings.Contains(l.value, "/"):
+		m.note(l, "left out: a range like fd00::1/64 would be wanted; without one lokinetd finds a free one")
+	default:
+		m.set(l, "tun.ipv6", quote(l.value))
+	}
 }
 
 func bootstrapNode(m *importer, l iniLine) {
