@@ -3,8 +3,6 @@ package path
 import (
 	"context"
 	"log/slog"
-	"maps"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -257,49 +255,6 @@ func (c *Client) register(p *Path) bool {
 	c.paths[p.edge] = p
 	return true
 }
-
-// suspectLike has all paths examined that have a relay in common with one that fell silent, unless that relay was heard over another since. No lock is held.
-func (c *Client) suspectLike(dead *Path) {
-	now := time.Now()
-	blamed := slices.DeleteFunc(slices.Clone(dead.relays), func(id key.Public) bool { return !c.profile.silentAt(id, now) })
-	var alike []*Path
-	c.mu.RLock()
-	for _, p := range c.paths {
-		if slices.ContainsFunc(p.relays, func(id key.Public) bool { return slices.Contains(blamed, id) }) {
-			alike = append(alike, p)
-		}
-	}
-	c.mu.RUnlock()
-	for _, p := range alike {
-		p.Suspect()
-	}
-}
-
-// askEdges asks all edges for a sign of life, unless that was done just now. It returns when, as sign counts.
-func (c *Client) askEdges(now time.Time) int64 {
-	const often = int64(500 * time.Millisecond)
-	at := int64(now.Sub(c.basis))
-	if last := c.asked.Load(); at-last < often || !c.asked.CompareAndSwap(last, at) {
-		return c.asked.Load()
-	}
-	c.mu.RLock()
-	links := slices.Collect(maps.Keys(c.links))
-	c.mu.RUnlock()
-	for _, l := range links {
-		c.start(func() {
-			ctx, cancel := context.WithTimeout(c.ctx, requestTimeout)
-			defer cancel()
-			_, err := l.Request(ctx, nameEdge, nil)
-			if _, refused := remoteBody(err); err == nil || refused {
-				c.heard() // that it is there does not show that it passes anything on: it may be to blame as any other relay of a path
-			}
-		})
-	}
-	return at
-}
-
-// heard notes a sign of life of somebody.
-func (c *Client) heard() { c.sign.Store(int64(time.Since(c.basis))) }
 
 func (c *Client) unregister(p *Path) {
 	c.mu.Lock()

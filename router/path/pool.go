@@ -381,9 +381,12 @@ func (p *Pool) fail(now time.Time) {
 	p.failed = now
 }
 
+// slowBuild is after how long without an answer a build counts no more.
+const slowBuild = 3 * time.Second
+
 // needed says how many more paths there should be, and which introductions they may go to.
 //
-// A build that was not answered for 3 s may never be: another one is begun beside it, as long as there are no more than twice as many as wanted under way.
+// A slow build may never be answered: another one is begun beside it, as long as there are no more than twice as many as wanted under way.
 //
 // What does not count: an inbound path that no remote would choose any more, less than a minute before its end; the reference counts it, and has one
 // path less until the next one is built. An outbound path that ends within AcceptableExpiry; if it is the current one it counts for a while yet.
@@ -559,149 +562,6 @@ func describe(err error) string {
 		return "refused: " + statusText(body)
 	}
 	return err.Error()
-}
-
-// How paths are tested.
-//
-// Each is pinged every PingInterval, and given up when more than MaxMissedPings in a row were not answered within 10 s (protocol 3 section 6.5). A path that died without a
-// word is found so after 35 s. We do not wait so long: when a ping is late, or when somebody who sends over the path hears nothing (Suspect), the path is
-// examined by three pings at short intervals, and given up when nothing at all comes over it, provided that an edge or another path was heard meanwhile: when all are silent
-// it is our own network that is away, and the paths are likely to be there when it is back.
-
-const (
-	quickPings  = 3
-	minPatience = time.Second
-	maxPatience = 5 * time.Second
-	slowBuild   = 3 * time.Second
-)
-
-// patience is how long an answer to a ping may take before it is late. pool.mu is held.
-func (path *Path) patience() time.Duration {
-	if path.rtt.n == 0 {
-		return maxPatience / 2
-	}
-	return min(max(minPatience, 4*(path.rtt.mean()+path.rtt.jitter())), maxPatience)
-}
-
-// Suspect has the path examined: its user sends over it and hears nothing. To say so again meanwhile changes nothing.
-func (p *Path) Suspect() {
-	p.pool.mu.Lock()
-	defer p.pool.mu.Unlock()
-	p.pool.suspect(p)
-}
-
-// Suspected says whether the path is being examined.
-func (p *Path) Suspected() bool {
-	p.pool.mu.Lock()
-	defer p.pool.mu.Unlock()
-	return p.suspect
-}
-
-func (p *Pool) suspect(path *Path) {
-	if path.state.Load() != pathUp || path.suspect || p.closed {
-		return
-	}
-	path.suspect = true
-	if !p.client.start(func() { p.examine(path) }) {
-		path.suspect = false
-	}
-}
-
-// examine ends when the path is found alive or dead.
-func (p *Pool) examine(path *Path) {
-	p.mu.Lock()
-	wait, heard := path.patience(), path.heard()
-	p.mu.Unlock()
-	began := time.Now()
-	asked := p.client.askEdges(began)
-	for n := 1; ; n++ {
-		p.client.start(func() { p.pinged(path, false) })
-		pause := wait
-		if n < quickPings {
-			pause = wait / quickPings
-		}
-		select {
-		case <-time.After(pause):
-		case <-p.ctx.Done():
-			return
-		}
-		p.mu.Lock()
-		signed := p.client.sign.Load() > asked
-		switch {
-		case path.state.Load() != pathUp, path.heard() != heard:
-			path.suspect = false
-		case n > quickPings && signed: // after a time in which all were silent; our pings were lost in it
-			began, n = time.Now(), 0
-			asked = p.client.askEdges(began)
-		case n == quickPings && signed:
-			path.suspect = false
-			p.client.count.PathsExamined.Add(1)
-			p.client.profile.fellSilent(path.relays, began, time.Now())
-			p.setState(path, pathDown, Silent)
-		}
-		done, dead := !path.suspect, path.state.Load() == pathDown
-		p.mu.Unlock()
-		if dead {
-			p.client.suspectLike(path)
-		}
-		if done {
-			p.Tick(time.Now()) // the next one at once
-			return
-		}
-	}
-}
-
-// heard counts all that came over the path. pool.mu is held.
-func (path *Path) heard() uint64 { return path.received.Load() + path.answered }
-
-// ping begins the pings that are due.
-func (p *Pool) ping(now time.Time) {
-	for _, path := range p.paths {
-		if path.state.Load() != pathUp || now.Before(path.nextPing) {
-			continue
-		}
-		// A little less than the interval, or the tick after it would be the one.
-		path.nextPing = now.Add(p.client.opt.PingInterval - 20*time.Millisecond)
-		late := path.patience()
-		p.client.start(func() {
-			defer time.AfterFunc(late, path.Suspect).Stop()
-			p.pinged(path, true)
-		})
-	}
-}
-
-// pinged sends one ping and acts on what becomes of it. Those of an examination do not count as missed.
-func (p *Pool) pinged(path *Path, counts bool) {
-	c := p.client
-	c.count.Pings.Add(1)
-	began := time.Now()
-	_, err := path.Request(p.ctx, methodPing, nil)
-	_, refused := remoteBody(err)
-
-	p.mu.Lock()
-	if path.state.Load() != pathUp {
-		p.mu.Unlock()
-		return
-	}
-	switch {
-	case err == nil:
-		path.missed = 0
-		path.answered++
-		path.rtt.add(time.Since(began))
-		c.heard()
-		c.profile.heard(path.relays, time.Now())
-	case refused:
-		c.count.PingsRefused.Add(1)
-		p.setState(path, pathDown, Refused)
-	case counts:
-		c.count.PingsMissed.Add(1)
-		path.missed++
-		if path.missed > c.opt.MaxMissedPings {
-			p.setState(path, pathDown, Silent)
-		}
-	}
-	p.mu.Unlock()
-	p.events.flush()
 }
 
 // List describes the pool's paths.
