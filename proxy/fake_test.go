@@ -152,6 +152,10 @@ func echo(t *testing.T) *net.TCPListener {
 
 // start runs a server over the fake network.
 func start(t *testing.T) (s *Server, f *fake, socks, http string) {
+	return startPatient(t, 10*time.Second)
+}
+
+func startPatient(t *testing.T, patience time.Duration) (s *Server, f *fake, socks, http string) {
 	noLeaks(t)
 	f = &fake{t: t, tcp: map[uint16]string{}}
 	at := echo(t).Addr().String()
@@ -173,6 +177,7 @@ func start(t *testing.T) (s *Server, f *fake, socks, http string) {
 	}()
 	c := Config{Network: f, SOCKS: []*net.TCPListener{listen(t)}, HTTP: []*net.TCPListener{listen(t)}}
 	s = New(c)
+	s.patience = patience
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- s.Run(ctx) }()

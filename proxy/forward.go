@@ -56,7 +56,7 @@ func (f *Forwarder) Streams(ctx context.Context, l net.Listener) {
 				c.Close()
 				return
 			}
-			join(c.(Conn), to.(*net.TCPConn))
+			join(c.(Conn), to.(*net.TCPConn), idleTime)
 		})
 	}
 	stop()

@@ -71,7 +71,7 @@ func (s *Server) newHTTP() (serve func(*net.TCPListener) error, stop func()) {
 				httpError(w, fmt.Errorf("%w: this is a proxy for .loki names, not a web server", errMalformed))
 			}
 		}),
-		ReadHeaderTimeout: requestTime, IdleTimeout: httpIdle, MaxHeaderBytes: maxHeader, ErrorLog: quiet, DisableGeneralOptionsHandler: true,
+		ReadHeaderTimeout: s.patience, IdleTimeout: httpIdle, MaxHeaderBytes: maxHeader, ErrorLog: quiet, DisableGeneralOptionsHandler: true,
 		BaseContext: func(net.Listener) context.Context { return s.ctx },
 	}
 	serve = func(l *net.TCPListener) error {
@@ -162,7 +162,7 @@ func (s *Server) connect(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	local.SetWriteDeadline(time.Time{})
-	join(local, remote)
+	join(local, remote, idleTime)
 }
 
 // httpError says an error in the words of HTTP, and in plain ones for whom a browser shows it to.

@@ -138,6 +138,7 @@ type Server struct {
 	log  *slog.Logger
 	conf Config
 
+	patience            time.Duration // requestTime
 	conns, associations chan struct{} // a place is taken by sending
 	count               counters
 
@@ -166,7 +167,7 @@ func New(c Config) *Server {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Server{net: c.Network, log: c.Log, conf: c, conns: make(chan struct{}, maxConns), associations: make(chan struct{}, maxAssociations), all: map[net.Conn]bool{}}
+	return &Server{net: c.Network, log: c.Log, conf: c, patience: requestTime, conns: make(chan struct{}, maxConns), associations: make(chan struct{}, maxAssociations), all: map[net.Conn]bool{}}
 }
 
 // Stats may be called at any time.
@@ -312,17 +313,17 @@ func (s *Server) dial(ctx context.Context, t target) (c Conn, err error) {
 	return nil, err
 }
 
-// join copies between two connections until both directions have ended, one of them fails, or nothing has come for idleTime. It closes both.
-func join(a, b Conn) {
+// join copies between two connections until both directions have ended, one of them fails, or nothing has come for idle. It closes both.
+func join(a, b Conn, idle time.Duration) {
 	stop := func() { a.Close(); b.Close() }
-	idle := time.AfterFunc(idleTime, stop)
+	alarm := time.AfterFunc(idle, stop)
 	var wg sync.WaitGroup
 	one := func(dst, src Conn) {
 		buf := make([]byte, copyBuffer)
 		for {
 			n, err := src.Read(buf)
 			if n > 0 {
-				idle.Reset(idleTime)
+				alarm.Reset(idle)
 				if _, err := dst.Write(buf[:n]); err != nil {
 					stop()
 					return
@@ -339,6 +340,6 @@ func join(a, b Conn) {
 	wg.Go(func() { one(a, b) })
 	one(b, a)
 	wg.Wait()
-	idle.Stop()
+	alarm.Stop()
 	stop()
 }

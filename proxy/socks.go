@@ -204,7 +204,7 @@ func (s *Server) serveSOCKS(l *net.TCPListener) error {
 
 // socks serves one connection.
 func (s *Server) socks(c *counted) {
-	c.SetDeadline(time.Now().Add(requestTime))
+	c.SetDeadline(time.Now().Add(s.patience))
 	if err := readGreeting(c); err != nil {
 		if errors.Is(err, errMethod) {
 			c.Write([]byte{socksVersion, methodRefuse})
@@ -253,6 +253,6 @@ func (s *Server) socksConnect(c *counted, host string, port uint16) {
 		return
 	}
 	c.SetWriteDeadline(time.Time{})
-	join(c, remote)
+	join(c, remote, idleTime)
 	s.forget(remote)
 }

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -159,6 +160,67 @@ func TestBounds(t *testing.T) {
 	}
 	if reply, _ := socksDo(t, dial(t, at), request(commandConnect, web, 80)); reply != replyOK {
 		t.Errorf("after others have ended: reply %d", reply)
+	}
+}
+
+// TestPatience: who does not say what it wants is not waited for, and its place is free again.
+func TestPatience(t *testing.T) {
+	s, _, socks, http := startPatient(t, 50*time.Millisecond)
+	for _, c := range []struct{ at, send string }{
+		{socks, ""}, {socks, greeting}, {socks, greeting + "\x05\x01\x00\x03\xff"}, {http, ""}, {http, "CONNECT " + web + ":80 HTTP/1.1\r\nX: "},
+	} {
+		conn := dial(t, c.at)
+		io.WriteString(conn, c.send)
+		if b, err := io.ReadAll(conn); err != nil && !errors.Is(err, syscall.ECONNRESET) || len(b) > 0 && string(b) != "\x05\x00" && !strings.HasPrefix(string(b), "HTTP/1.1 408") {
+			t.Errorf("%q: %q, %v", c.send, b, err)
+		}
+	}
+	// What has said it is waited for.
+	conn := dial(t, socks)
+	if reply, _ := socksDo(t, conn, request(commandConnect, web, 80)); reply != replyOK {
+		t.Fatal(reply)
+	}
+	time.Sleep(100 * time.Millisecond)
+	io.WriteString(conn, "you\n")
+	if _, err := io.ReadFull(conn, make([]byte, 10)); err != nil {
+		t.Error(err)
+	}
+	if n := s.Stats().Open; n != 1 {
+		t.Errorf("%d connections", n)
+	}
+}
+
+// TestIdle: two connections on which nothing happens are closed.
+func TestIdle(t *testing.T) {
+	noLeaks(t)
+	l := listen(t)
+	defer l.Close()
+	var near, far [2]*net.TCPConn
+	for i := range near {
+		near[i] = dial(t, l.Addr().String())
+		var err error
+		if far[i], err = l.AcceptTCP(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	done := make(chan struct{})
+	go func() {
+		join(far[0], far[1], 300*time.Millisecond)
+		close(done)
+	}()
+	b := make([]byte, 1)
+	for i := range 10 { // in one direction or the other
+		near[i%2].Write([]byte{byte(i)})
+		if _, err := io.ReadFull(near[1-i%2], b); err != nil || b[0] != byte(i) {
+			t.Fatal(i, b, err)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	<-done
+	for _, c := range near {
+		if _, err := c.Read(b); err == nil {
+			t.Error("still open")
+		}
 	}
 }
 
