@@ -13,7 +13,7 @@ import (
 )
 
 // Look-ups of client contacts (protocol 1 section 7.10): the four locations are asked at once, over up to four inbound paths. The first good answer is used, one signed later takes
-// its place.
+// its place. A relay at the end of a path can deny what a location has, so before a contact is believed to be missing all are asked once more, each over another path.
 
 const (
 	missingTime  = 15 * time.Second       // a remote without a contact is not looked up again before
@@ -105,38 +105,45 @@ func (t *Table) seek(e *contact, now time.Time) {
 	e.rounds++
 	e.began = now
 	t.count.Lookups.Add(1)
+	t.wg.Go(func() {
+		good, missing := t.askAll(e, blinded, paths)
+		if !good && missing && len(paths) > 1 {
+			good, missing = t.askAll(e, blinded, append(paths[1:len(paths):len(paths)], paths[0]))
+		}
+		t.sought(e, good, missing)
+		t.lock()
+		e.rounds--
+		t.unlock()
+	})
+}
+
+// askAll asks the locations, the first over the first path and so on, and says whether one had the contact, and whether one has none. When all but one have none, it
+// does not wait long for the last.
+func (t *Table) askAll(e *contact, blinded key.Public, paths []onion) (good, missing bool) {
 	answers := make(chan error, netdb.Locations)
 	for n := range netdb.Locations {
 		p := paths[n%len(paths)]
 		t.wg.Go(func() { answers <- t.ask(p, e, blinded, n) })
 	}
-	t.wg.Go(func() {
-		missing, good := 0, 0
-		var hurry <-chan time.Time
-		for left := netdb.Locations; left > 0; {
-			select {
-			case err := <-answers:
-				left--
-				switch {
-				case err == nil:
-					good++
-				case errors.Is(err, netdb.ErrNotFound):
-					missing++
-				}
-				if missing == missingVotes && good == 0 && left > 0 {
-					hurry = time.After(lastChance)
-				}
-			case <-hurry:
-				if good == 0 {
-					t.sought(e, false, true)
-				}
+	none := 0
+	var hurry <-chan time.Time
+	for range netdb.Locations {
+		select {
+		case err := <-answers:
+			switch {
+			case err == nil:
+				good = true
+			case errors.Is(err, netdb.ErrNotFound):
+				none++
 			}
+		case <-hurry:
+			return good, true
 		}
-		t.sought(e, good > 0, missing > 0)
-		t.lock()
-		e.rounds--
-		t.unlock()
-	})
+		if none == missingVotes && !good {
+			hurry = time.After(lastChance)
+		}
+	}
+	return good, none > 0
 }
 
 // ask sends one find_cc and takes a good answer at once.
@@ -173,7 +180,7 @@ func (t *Table) learn(e *contact, cc *netdb.ClientContact, now time.Time) {
 	t.tell(e, now)
 }
 
-// sought ends a look-up, or says that it will end without a contact.
+// sought ends a look-up.
 func (t *Table) sought(e *contact, good, missing bool) {
 	now := time.Now()
 	t.lock()

@@ -1,7 +1,9 @@
 package session
 
 import (
+	"bytes"
 	"errors"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"time"
@@ -17,13 +19,16 @@ import (
 //   - for the first time: 2 s after the first path at the latest, so that slow builds do not keep us away
 //   - at the locations that did not confirm: again, after 5, 10, 20, 40, 60, 60 ... s
 //
-// and at most every 5 s.
+// and at most every 5 s. A relay at the end of a path may confirm what it did not pass on, so a location that confirmed is asked for the contact a moment later, over another path,
+// and told it once more over a third when it has none: twice at most, for it may be the location that lies.
 
 const (
 	publishSpacing = 5 * time.Second
 	publishRetry   = time.Minute // at most between two tries
 	publishFirst   = 2 * time.Second
 	publishLate    = 15 * time.Second
+	publishChecks  = 2
+	publishCheck   = 500 * time.Millisecond // until a check, and up to three times as long
 )
 
 // Publication says how far our contact is known.
@@ -51,6 +56,9 @@ type publisher struct {
 	intros  map[path.ID]bool
 	asked   [netdb.Locations]bool // unanswered
 	stored  [netdb.Locations]bool
+	checks  [netdb.Locations]int       // begun, of the present contact
+	told    [netdb.Locations][]path.ID // the paths that it was sent over
+	looked  [netdb.Locations][]path.ID // and those that it was looked for over
 	warned  bool
 	state   Publication
 }
@@ -133,6 +141,7 @@ func (t *Table) announce(paths []onion, now time.Time) {
 	p.round++
 	p.sealed, p.intros, p.changed = sealed, intros, false
 	p.stored, p.asked = [netdb.Locations]bool{}, [netdb.Locations]bool{}
+	p.checks, p.told, p.looked = [netdb.Locations]int{}, [netdb.Locations][]path.ID{}, [netdb.Locations][]path.ID{}
 	p.state = Publication{At: now, Intros: len(paths), Expiry: last}
 	t.count.Publications.Add(1)
 	for _, s := range t.tags {
@@ -153,15 +162,76 @@ func (t *Table) spread(paths []onion) {
 		if p.stored[n] {
 			continue
 		}
-		p.asked[n] = true
-		over, round, sealed := paths[n%len(paths)], p.round, p.sealed
-		t.wg.Go(func() {
-			body, err := over.request(t.ctx, netdb.MethodPublishCC, netdb.EncodePublishCC(sealed, n))
-			if err == nil {
-				err = netdb.DecodeStatus(body)
-			}
-			t.answered(round, n, err)
-		})
+		t.tellLocation(n, paths[n%len(paths)])
+	}
+}
+
+// tellLocation sends the present contact to one location.
+func (t *Table) tellLocation(n int, over onion) {
+	p := &t.publish
+	p.asked[n] = true
+	p.told[n] = append(p.told[n], over.id())
+	round, sealed := p.round, p.sealed
+	t.wg.Go(func() {
+		body, err := over.request(t.ctx, netdb.MethodPublishCC, netdb.EncodePublishCC(sealed, n))
+		if err == nil {
+			err = netdb.DecodeStatus(body)
+		}
+		t.answered(round, n, err)
+	})
+}
+
+// check looks for the contact at a location that confirmed it.
+func (t *Table) check(round, n int) {
+	blinded, err := t.self.Blind()
+	if err != nil || !t.sleep(publishCheck+rand.N(2*publishCheck)) {
+		return
+	}
+	t.lock()
+	over, sealed := t.another(n), t.publish.sealed
+	ok := over != nil && round == t.publish.round
+	if ok {
+		t.publish.looked[n] = append(t.publish.looked[n], over.id())
+	}
+	t.unlock()
+	if !ok {
+		return
+	}
+	body, err := over.request(t.ctx, netdb.MethodFindCC, netdb.EncodeFindCC(blinded, n))
+	if err != nil {
+		return // the relay that was asked may be gone; that says nothing
+	}
+	if found, err := netdb.DecodeFoundCC(body); err == nil && bytes.Equal(found, sealed) {
+		return
+	}
+	t.lock()
+	defer t.unlock()
+	if over := t.another(n); over != nil && round == t.publish.round && !t.publish.asked[n] && !t.closed {
+		t.count.Denied.Add(1)
+		t.tellLocation(n, over)
+	}
+}
+
+// another gives a path over which a location was not told of the present contact, if possible one over which it was not asked either; nil: there is none.
+func (t *Table) another(n int) (other onion) {
+	for _, o := range shuffled(t.entrance.paths(time.Now()), math.MaxInt) {
+		if o.suspected() || slices.Contains(t.publish.told[n], o.id()) {
+			continue
+		}
+		if other = o; !slices.Contains(t.publish.looked[n], o.id()) {
+			break
+		}
+	}
+	return other
+}
+
+// sleep waits, as long as the Table is not closed; false: it is.
+func (t *Table) sleep(d time.Duration) bool {
+	select {
+	case <-time.After(d):
+		return true
+	case <-t.ctx.Done():
+		return false
 	}
 }
 
@@ -174,6 +244,10 @@ func (t *Table) answered(round, n int, err error) {
 		return
 	}
 	p.asked[n], p.stored[n] = false, err == nil
+	if err == nil && p.checks[n] < publishChecks {
+		p.checks[n]++
+		t.wg.Go(func() { t.check(round, n) })
+	}
 	p.state.Locations = 0
 	for _, ok := range p.stored {
 		if ok {

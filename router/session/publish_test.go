@@ -296,3 +296,51 @@ func TestStaleContact(t *testing.T) {
 		}
 	})
 }
+
+// TestPublishDenied: relays at the end of paths confirm publications and keep them, and deny what is there. The contact gets to all locations, and is found, as long as some of the relays are
+// honest; what does not help is done a few times only.
+func TestPublishDenied(t *testing.T) {
+	for what, c := range map[string]struct {
+		liars    int // of the four ends of a client's paths
+		swallows int // or this location, behind whichever path; -1: none
+	}{"none": {0, -1}, "one lies": {1, -1}, "two lie": {2, -1}, "all lie": {4, -1}, "a location": {0, 2}} {
+		t.Run(what, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, f *fabric) {
+				asked := 0
+				f.lie = func(p *fakePath, location int) bool {
+					asked++
+					return location == c.swallows || slices.Contains(f.pivots[1:1+c.liars], p.at)
+				}
+				a := f.client(alice, nil)
+				f.run(20 * time.Second)
+				if p := a.table.Publication(); p.Locations != netdb.Locations {
+					t.Fatalf("%+v", p)
+				}
+				stored := 0
+				for i := range netdb.Locations {
+					if f.published(a, i) != nil {
+						stored++
+					}
+				}
+				published := map[string]int{"none": 4, "one lies": 4, "two lie": 4, "all lie": 0, "a location": 3}[what]
+				denied := a.table.Stats().Denied
+				if stored < published || stored < 4 && what == "two lie" || (denied > 0) != (what != "none") && c.liars == 0 {
+					t.Errorf("stored at %d, want %d; %d denied", stored, published, denied)
+				}
+				before := asked
+				f.run(time.Minute)
+				if asked > before || asked > 4*(1+2*publishChecks) {
+					t.Errorf("asked %d and %d times", before, asked-before)
+				}
+				if what == "all lie" {
+					return
+				}
+				b := f.client(bob, func(c *Config) { c.Publish = false })
+				f.run(time.Second)
+				if _, err := b.table.Contact(t.Context(), alice.Public()); err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
+}

@@ -15,6 +15,7 @@ type Stats struct {
 	SwitchesTaken uint64
 	Lookups       uint64 // of contacts
 	Publications  uint64
+	Denied        uint64 // publications at one location that were confirmed and then not found there
 
 	// Packets of ours that were dropped.
 	DropQueue       uint64 // displaced by newer ones before the session was established
@@ -40,7 +41,7 @@ type Stats struct {
 type counters struct {
 	PacketsOut, BytesOut, PacketsIn, BytesIn                                                    atomic.Uint64
 	InitsSent, AcceptsTaken, InitsTaken, AcceptsSent, SwitchesSent, SwitchesTaken               atomic.Uint64
-	Lookups, Publications                                                                       atomic.Uint64
+	Lookups, Publications, Denied                                                               atomic.Uint64
 	DropQueue, DropUnreachable, DropRoute, DropMalformed, DropLong                              atomic.Uint64
 	DropShort, DropTag, DropForged, DropReplayed, DropEmpty, DropType, DropParse, DropDirection atomic.Uint64
 	DropRefused, DropRate, DropFull                                                             atomic.Uint64
@@ -52,7 +53,7 @@ func (t *Table) Stats() Stats {
 	return Stats{
 		PacketsOut: c.PacketsOut.Load(), BytesOut: c.BytesOut.Load(), PacketsIn: c.PacketsIn.Load(), BytesIn: c.BytesIn.Load(),
 		InitsSent: c.InitsSent.Load(), AcceptsTaken: c.AcceptsTaken.Load(), InitsTaken: c.InitsTaken.Load(), AcceptsSent: c.AcceptsSent.Load(),
-		SwitchesSent: c.SwitchesSent.Load(), SwitchesTaken: c.SwitchesTaken.Load(), Lookups: c.Lookups.Load(), Publications: c.Publications.Load(),
+		SwitchesSent: c.SwitchesSent.Load(), SwitchesTaken: c.SwitchesTaken.Load(), Lookups: c.Lookups.Load(), Publications: c.Publications.Load(), Denied: c.Denied.Load(),
 		DropQueue: c.DropQueue.Load(), DropUnreachable: c.DropUnreachable.Load(), DropRoute: c.DropRoute.Load(),
 		DropMalformed: c.DropMalformed.Load(), DropLong: c.DropLong.Load(),
 		DropShort: c.DropShort.Load(), DropTag: c.DropTag.Load(), DropForged: c.DropForged.Load(), DropReplayed: c.DropReplayed.Load(),

@@ -164,14 +164,14 @@ func TestNowhere(t *testing.T) {
 		if _, err := a.table.Contact(t.Context(), quiet.Key); err != ErrNotFound {
 			t.Fatal(err)
 		}
-		if len(a.table.List()) != 0 || f.asked[netdb.MethodFindCC] != before || before != 4 {
+		if len(a.table.List()) != 0 || f.asked[netdb.MethodFindCC] != before || before != 8 {
 			t.Fatal("not remembered", before)
 		}
 		f.run(missingTime)
 		done := make(chan error, 1)
 		go func() { done <- a.table.Connect(context.Background(), quiet) }()
 		f.run(time.Second)
-		if err := <-done; err != ErrNotFound || f.asked[netdb.MethodFindCC] != before+4 {
+		if err := <-done; err != ErrNotFound || f.asked[netdb.MethodFindCC] != before+8 {
 			t.Fatal("not asked again", err)
 		}
 
