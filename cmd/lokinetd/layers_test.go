@@ -39,7 +39,7 @@ var layers = map[string]struct {
 	"router":               {"router/session router/path router/netdb router/link router/seal router/control router/oxend router/bt router/key router/packet netif dns proxy config", "router wires everything; only the program stands above it"},
 	"cmd/lokinetd":         {"router router/session router/path router/netdb router/link router/seal router/control router/bt router/key router/packet netif netif/lab dns config", "the program may use everything but the test network"},
 	"router/testkit":       {"", "tests of every package may use it, so it can know none; nothing but tests may"},
-	"router/testnet":       {"router router/session router/path router/netdb router/link router/seal router/control router/bt router/key router/packet", "the test network plays with nodes, not with hosts"},
+	"router/testnet":       {"router router/session router/path router/netdb router/link router/oxend router/seal router/control router/bt router/key router/packet", "the test network plays with nodes, not with hosts"},
 }
 
 // soleUsers names the only packages that may import a library (prefix match),
@@ -77,6 +77,7 @@ var testImports = map[string]string{
 	"router/session": "router/seal/sodium",
 	"router/oxend":   "router/oxend/standin",
 	"router":         "router/oxend/standin",
+	"router/testnet": "router/oxend/standin",
 }
 
 // testMay are libraries that tests use beside the sole users.

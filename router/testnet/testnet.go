@@ -11,6 +11,7 @@ package testnet
 import (
 	"context"
 	"fmt"
+	"net"
 	"net/netip"
 	"sync"
 	"testing"
@@ -20,6 +21,7 @@ import (
 	"lokinetd/router/key"
 	"lokinetd/router/link"
 	"lokinetd/router/netdb"
+	"lokinetd/router/oxend"
 	"lokinetd/router/packet"
 	"lokinetd/router/path"
 )
@@ -63,6 +65,7 @@ type Host struct {
 	relay   bool
 	options func(*path.Options) // of a client: changes the defaults; nil: they stay
 	addr    netip.AddrPort
+	oxend   func(context.Context) (net.Conn, error) // dials the oxend beside a relay of a public network; nil: there is none
 
 	Node     *router.Node
 	Endpoint *router.Endpoint // of a client
@@ -127,6 +130,9 @@ func (h *Host) Start() {
 	if h.relay {
 		c.Secret = h.Secret
 	}
+	if h.oxend != nil {
+		c.Oxend = oxend.NewDialed(h.oxend, nil)
+	}
 	if h.Node, err = router.NewNode(c); err != nil {
 		t.Fatal(err)
 	}
@@ -142,6 +148,11 @@ func (h *Host) Start() {
 	h.cancel, h.done = cancel, make(chan struct{})
 	go func(done chan struct{}, n *router.Node) {
 		defer close(done)
+		if c.Oxend != nil {
+			var wg sync.WaitGroup
+			defer wg.Wait()
+			wg.Go(func() { c.Oxend.Run(ctx) })
+		}
 		if err := n.Run(ctx); err != nil {
 			t.Errorf("node: %v", err)
 		}

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 
@@ -56,7 +57,7 @@ type link struct {
 func (o *Oxend) SetRelays(ids ...key.Public) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.relays = ids
+	o.relays = slices.Clone(ids)
 	o.height++
 	for l := range o.conns {
 		if l.subscribed {
