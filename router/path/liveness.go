@@ -20,6 +20,8 @@ const (
 	quickPings  = 3
 	minPatience = time.Second
 	maxPatience = 5 * time.Second
+	// suspectSpread is how far apart paths are examined for the same reason.
+	suspectSpread = 2 * time.Second
 )
 
 // patience is how long an answer to a ping may take before it is late. pool.mu is held.
@@ -151,7 +153,8 @@ func (p *Pool) pinged(path *Path, counts bool) {
 	p.events.flush()
 }
 
-// suspectLike has all paths examined that have a relay in common with one that fell silent, unless that relay was heard over another since. No lock is held.
+// suspectLike has all paths examined that have a relay in common with one that fell silent, unless that relay was heard over another since; not all at once, or
+// who drops what goes over one path would see at the relays where others end which are of the same client. No lock is held.
 func (c *Client) suspectLike(dead *Path) {
 	now := time.Now()
 	blamed := slices.DeleteFunc(slices.Clone(dead.relays), func(id key.Public) bool { return !c.profile.silentAt(id, now) })
@@ -164,7 +167,13 @@ func (c *Client) suspectLike(dead *Path) {
 	}
 	c.mu.RUnlock()
 	for _, p := range alike {
-		p.Suspect()
+		c.start(func() {
+			select {
+			case <-time.After(time.Duration(random(int(suspectSpread)))):
+				p.Suspect()
+			case <-c.ctx.Done():
+			}
+		})
 	}
 }
 

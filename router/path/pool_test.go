@@ -385,6 +385,28 @@ func TestSuspect(t *testing.T) {
 	})
 }
 
+// TestSuspectLike: the paths that have a relay in common with a silent one are examined too, but not all at one moment.
+func TestSuspectLike(t *testing.T) {
+	world(t, 8, DefaultOptions(), func(t *testing.T, n *simNet, c *simClient) {
+		pool := c.NewPool(PoolConfig{Kind: Inbound, Hops: 3, Want: 16, Owner: newWatcher(t)})
+		n.run(7*time.Second, []*simClient{c}, nil)
+		paths := pool.Paths(time.Now())
+		edge := paths[0].relays[0]
+		alike := slices.DeleteFunc(slices.Clone(paths), func(p *Path) bool { return !slices.Contains(p.relays, edge) })
+		c.profile.fellSilent([]key.Public{edge}, time.Now(), time.Now())
+		pings := c.Stats().Pings
+		c.suspectLike(paths[0])
+		synctest.Wait()
+		if at := c.Stats().Pings - pings; len(alike) < 3 || at > 1 {
+			t.Errorf("%d of %d pinged at once", at, len(alike))
+		}
+		n.run(suspectSpread, []*simClient{c}, nil)
+		if after := c.Stats().Pings - pings; after < uint64(len(alike)) {
+			t.Errorf("%d pings for %d paths", after, len(alike))
+		}
+	})
+}
+
 // TestShirkingEdge: an edge that lets builds pass and answers for itself, but passes nothing on, is avoided like any relay of a silent path; else those behind it would be
 // blamed instead, as often as it likes.
 func TestShirkingEdge(t *testing.T) {
