@@ -26,14 +26,15 @@ import (
 )
 
 const (
-	stackNIC   = 1
-	stackQueue = 1024 // packets that wait for the pump, as in a kernel's TUN (IFQ); on top, new ones are dropped
-	stackBatch = 32
+	stackNIC     = 1
+	stackQueue   = 1024 // packets that wait for the pump, as in a kernel's TUN (IFQ); on top, new ones are dropped
+	stackBatch   = 32
+	stackBacklog = 256 // connections that nobody has accepted yet
 	// stackBuffer bounds what one connection holds in each direction; it begins with stackBufferFirst.
 	stackBuffer      = 1 << 20
 	stackBufferFirst = 256 << 10
 
-	// A remote that is gone without a word is noticed after 8 minutes.
+	// A remote that we have connected to and that is gone without a word is noticed after 8 minutes.
 	keepAliveIdle  = 4 * time.Minute
 	keepAliveEvery = 30 * time.Second
 	keepAliveTries = 8
@@ -246,13 +247,23 @@ func (s *Stack) DialTCP(ctx context.Context, from netip.Addr, to netip.AddrPort)
 	return gonet.NewTCPConn(wq, ep), nil
 }
 
-// ListenTCP listens on one of the stack's own addresses. What it accepts is a Conn.
+// ListenTCP listens on one of the stack's own addresses. What it accepts is a Conn, without keep-alive: who accepts bounds how long nothing may happen.
 func (s *Stack) ListenTCP(at netip.AddrPort) (net.Listener, error) {
-	l, err := gonet.ListenTCP(s.stack, fullAddress(at), protocolOf(at.Addr()))
-	if err != nil {
-		return nil, fmt.Errorf("netif: listen: %w", err)
+	wq := new(waiter.Queue)
+	ep, err := s.stack.NewEndpoint(gtcp.ProtocolNumber, protocolOf(at.Addr()), wq)
+	if err == nil {
+		ep.SocketOptions().SetReuseAddress(true) // as all of Go's listeners have it: a former one's connections may still be there
+		if err = ep.Bind(fullAddress(at)); err == nil {
+			err = ep.Listen(stackBacklog)
+		}
+		if err != nil {
+			ep.Close()
+		}
 	}
-	return l, nil
+	if err != nil {
+		return nil, fmt.Errorf("netif: listen on %v: %w", at, errorOf(err))
+	}
+	return gonet.NewTCPListener(s.stack, wq, ep), nil
 }
 
 // ListenUDP opens a datagram socket on one of the stack's own addresses; with port 0 on any port that is free. It reads from, and writes to, *net.UDPAddr.

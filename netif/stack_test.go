@@ -124,8 +124,13 @@ func TestStack(t *testing.T) {
 		if err := <-echoed; err != nil {
 			t.Error(err)
 		}
-		c.Close()
 		l.Close()
+		if l, err = s[1].ListenTCP(netip.AddrPortFrom(v.own, 80)); err != nil { // while the former one's connections are there
+			t.Error(err)
+		} else {
+			l.Close()
+		}
+		c.Close()
 
 		if _, err := s[0].DialTCP(ctx, v.from, netip.AddrPortFrom(v.to, 81)); !errors.Is(err, syscall.ECONNREFUSED) {
 			t.Errorf("a listed port where nobody listens: %v", err)
