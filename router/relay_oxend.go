@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"lokinetd/router/control"
 	"lokinetd/router/key"
 	"lokinetd/router/link"
 	"lokinetd/router/netdb"
@@ -163,12 +164,18 @@ func (b *beside) resolve(hash [32]byte, reply func([]byte)) {
 	})
 }
 
-// whyNot says why the relay is not registered, in words of status.
-func (b *beside) whyNot() string {
-	if ok, err := b.oxend.Connected(); !ok {
-		return fmt.Sprintf("no list of relays: oxend does not answer: %v", err)
+// status says what is between the relay and its registration.
+func (b *beside) status(s *control.Status) {
+	there, err := b.oxend.Connected()
+	switch {
+	case s.State == control.Ready && !there:
+		s.Warnings = append(s.Warnings, fmt.Sprintf("oxend does not answer, and is not told that this relay lives: %v", err))
+	case s.State == control.Ready:
+	case !there:
+		s.Reason = fmt.Sprintf("no list of relays: oxend does not answer: %v", err)
+	default:
+		s.Reason = "oxend does not list this relay: it is not registered, or the network holds its oxend for older than 11.6.0"
 	}
-	return "oxend does not list this relay: it is not registered, or its oxend is older than 11.6.0 by what others know of it"
 }
 
 // watch says what somebody should look after.

@@ -115,6 +115,7 @@ func TestOxend(t *testing.T) {
 		time.Sleep(15 * time.Second)
 		synctest.Wait()
 		expect(t, "a name without an oxend", r, said1(netdb.StatusError))
+		g.o.SetRelays(testRelays(4)...)
 		if len(s.RegisteredIDs()) != 7 {
 			t.Error(s.RegisteredIDs())
 		}
@@ -122,12 +123,17 @@ func TestOxend(t *testing.T) {
 		if g.r.status(&st); !strings.Contains(st.Reason, "oxend does not answer") {
 			t.Errorf("%+v", st)
 		}
-		g.o.SetRelays(testRelays(4)...)
 		g.o.Start()
 		time.Sleep(6 * time.Second)
 		synctest.Wait()
 		if !slices.Equal(s.RegisteredIDs(), sorted(4)) {
 			t.Error(s.RegisteredIDs())
+		}
+		g.o.Stop()
+		time.Sleep(time.Second)
+		st = control.Status{}
+		if g.r.status(&st); st.State != control.Ready || len(st.Warnings) != 1 || !strings.Contains(st.Warnings[0], "oxend does not answer") {
+			t.Errorf("%+v", st)
 		}
 	})
 }

@@ -83,9 +83,9 @@ func (r *relay) status(s *control.Status) {
 	if !registered {
 		s.State = control.Offline
 		s.Reason = "the network file does not list this relay; its operator adds it by what 'lokinetd relay contact' writes"
-		if r.beside != nil {
-			s.Reason = r.beside.whyNot()
-		}
+	}
+	if r.beside != nil {
+		r.beside.status(s)
 	}
 	s.Endpoints = append(s.Endpoints, control.Endpoint{Name: "relay", Kind: "relay", Address: key.Address{Key: r.self, Kind: key.Relay}.String()})
 	s.Relay = &control.Relay{PublicAddress: r.n.config.Public.String(), Registered: registered, Peers: len(r.n.peers.Connected()),
