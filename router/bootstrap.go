@@ -3,11 +3,13 @@ package router
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
 	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"lokinetd/router/key"
 	"lokinetd/router/link"
 	"lokinetd/router/netdb"
 )
@@ -17,10 +19,14 @@ import (
 
 // Times of tries.
 const (
-	bootstrapStep = 3 * time.Second // after a success that brought too little; times the failures in a row after failures
-	bootstrapMax  = time.Minute
-	bootstrapSlow = 2 * time.Second // of one relay, until the next is asked beside it
+	bootstrapStep   = 3 * time.Second // after a success that brought too little; times the failures in a row after failures
+	bootstrapMax    = time.Minute
+	bootstrapSlow   = 2 * time.Second         // of one relay, until the next is asked beside it
+	bootstrapLinger = 1500 * time.Millisecond // after the first answer, for others to contradict it
 )
+
+// bootstrapVoices is how many bootstraps a client hears that has nothing else to go by.
+const bootstrapVoices = 3
 
 // bootstrap asks. Tries come up to half as long again later than the protocol says, by chance, so that those who lost the network together do not return together.
 type bootstrap struct {
@@ -73,50 +79,108 @@ func (b *bootstrap) purged(removed int) {
 var errNoBootstrap = errors.New("router: no bootstrap relay answered")
 
 // ask tries the relays of list in turn until one answers properly. One that is slow counts no more, and the next is asked beside it: a relay that is gone shows after 10 s only.
+//
+// Where a client believes in what it is told it hears up to bootstrapVoices, at the same time: one that lies would otherwise choose all that the client knows. (The protocol
+// has it believe the first.) There a faulty answer is no voice, and nothing of it stays.
 func (b *bootstrap) ask(ctx context.Context, list []*netdb.RelayContact) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var asked sync.WaitGroup
 	defer asked.Wait()
 	defer cancel()
-	answers := make(chan error, len(list))
+	believe := b.n.client != nil && believesBootstraps(b.n.network.Load())
+	want := 1
+	if believe {
+		want = min(bootstrapVoices, len(list))
+	}
+	type answer struct {
+		contacts []*netdb.RelayContact
+		err      error
+	}
+	answers := make(chan answer, len(list))
 	err := errNoBootstrap
-	for waiting := 0; waiting > 0 || len(list) > 0; {
+	var good [][]*netdb.RelayContact
+	var over <-chan time.Time
+	for waiting, more := 0, want; len(good) < want && (waiting > 0 || len(list) > 0); {
+		for len(list) > 0 && waiting+len(good) < more {
+			rc := list[0]
+			list = list[1:]
+			waiting++
+			asked.Go(func() {
+				contacts, err := b.askOne(ctx, rc)
+				answers <- answer{contacts, err}
+			})
+		}
 		var slow <-chan time.Time
 		if len(list) > 0 {
-			rc := list[0]
-			asked.Go(func() { answers <- b.askOne(ctx, rc) })
-			waiting++
-			if list = list[1:]; len(list) > 0 {
-				slow = time.After(bootstrapSlow)
-			}
+			slow = time.After(bootstrapSlow)
 		}
 		select {
-		case err = <-answers:
-			if err == nil {
-				return nil
-			}
+		case a := <-answers:
 			waiting--
+			switch {
+			case a.err == nil:
+				good = append(good, a.contacts)
+				if over == nil {
+					over = time.After(bootstrapLinger)
+				}
+			case !believe: // what came before the fault in a faulty answer stays: each contact is signed
+				b.n.store.Bootstrapped(a.contacts, false)
+				fallthrough
+			default:
+				err = a.err
+			}
 		case <-slow:
+			more++
+		case <-over:
+			waiting, list = 0, nil
 		}
 	}
-	return err
+	if len(good) == 0 {
+		return err
+	}
+	b.n.store.Bootstrapped(agreed(good), believe)
+	return nil
 }
 
-// askOne asks a relay. What came before the fault in a faulty answer stays: each contact is signed.
-func (b *bootstrap) askOne(ctx context.Context, rc *netdb.RelayContact) error {
+// agreed gives the contacts of those relays that more than half of the answers name. Where these are too few to go on with, one answer must do, as the protocol has it.
+func agreed(answers [][]*netdb.RelayContact) (contacts []*netdb.RelayContact) {
+	said := map[key.Public]int{}
+	for _, a := range answers {
+		once := map[key.Public]bool{}
+		for _, c := range a {
+			if !once[c.ID] {
+				once[c.ID] = true
+				said[c.ID]++
+			}
+		}
+	}
+	known := map[key.Public]bool{}
+	for _, a := range answers {
+		for _, c := range a {
+			if 2*said[c.ID] > len(answers) {
+				contacts = append(contacts, c)
+				known[c.ID] = true
+			}
+		}
+	}
+	if len(known) < netdb.MinContacts {
+		return answers[rand.IntN(len(answers))]
+	}
+	return contacts
+}
+
+// askOne asks a relay. With an error come the contacts in front of the fault.
+func (b *bootstrap) askOne(ctx context.Context, rc *netdb.RelayContact) ([]*netdb.RelayContact, error) {
 	conn, err := b.n.config.Wire.Dial(ctx, rc.Addr, rc.ID, link.Bootstrap)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	body, err := conn.Request(ctx, netdb.MethodBootstrapRCs, []byte(netdb.BootstrapRequest))
 	conn.Close(link.CodeNormal)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	network := b.n.network.Load()
-	contacts, err := netdb.DecodeBootstrapReply(body, time.Now(), network.Rules())
-	b.n.store.Bootstrapped(contacts, believesBootstraps(network))
-	return err
+	return netdb.DecodeBootstrapReply(body, time.Now(), b.n.network.Load().Rules())
 }
 
 // believesBootstraps says whether a client believes in all relays that a bootstrap names: only where no network file says which there are. A bootstrap that lies can
