@@ -7,6 +7,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -66,6 +67,56 @@ func spyAt(t *testing.T, node *lab.Node, at string) (s *spy, stop func()) {
 	return s, func() { server.Shutdown() }
 }
 
+// askThroughSOCKS asks a name server at a service for an IPv4 address, in a UDP association.
+func (n *nobody) askThroughSOCKS(service, name string) (answer string, err error) {
+	c := n.run("bash", "-c", `exec 3<>/dev/tcp/127.0.0.1/1080; printf '\5\1\0\5\3\0\1\0\0\0\0\0\0' >&3; head -c 12 <&3; exec sleep 60`)
+	read, write, err := os.Pipe()
+	if err != nil {
+		return "", err
+	}
+	defer read.Close()
+	c.Stdout = write
+	err = c.Start()
+	write.Close()
+	if err != nil {
+		return "", err
+	}
+	defer c.Signal(syscall.SIGKILL)
+	var reply [12]byte
+	if _, err := io.ReadFull(read, reply[:]); err != nil || string(reply[:10]) != "\x05\x00\x05\x00\x00\x01\x7f\x00\x00\x01" {
+		return "", fmt.Errorf("reply % x, %v", reply, err)
+	}
+	f, err := n.node.Listen("udp4", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	pc, err := net.FilePacketConn(f)
+	if err != nil {
+		return "", err
+	}
+	defer pc.Close()
+	pc.SetDeadline(time.Now().Add(20 * time.Second))
+	q, err := new(mdns.Msg).SetQuestion(name, mdns.TypeA).Pack()
+	if err != nil {
+		return "", err
+	}
+	head := append([]byte{0, 0, 0, 3, byte(len(service))}, service+"\x00\x35"...)
+	if _, err := pc.WriteTo(append(head, q...), &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: int(reply[10])<<8 | int(reply[11])}); err != nil {
+		return "", err
+	}
+	b := make([]byte, 2048)
+	size, _, err := pc.ReadFrom(b)
+	if err != nil || !bytes.HasPrefix(b[:size], head) {
+		return "", fmt.Errorf("answer %q, %v", b[:size], err)
+	}
+	var m mdns.Msg
+	if err := m.Unpack(b[len(head):size]); err != nil || len(m.Answer) != 1 {
+		return "", fmt.Errorf("%v: %v", err, m)
+	}
+	return m.Answer[0].(*mdns.A).A.String(), nil
+}
+
 // TestProxy: a user who has neither root nor /dev/net/tun reaches a service and hosts one through `lokinetd proxy`, and the resolver of that machine hears of nothing.
 func TestProxy(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute+patience)
@@ -99,7 +150,7 @@ func TestProxy(t *testing.T) {
 		must(err)
 		must(os.WriteFile(to, raw, 0o755))
 	}
-	text := fmt.Sprintf("[network]\nfile = \"demo.network\"\noperator = %q\n[[service]]\nname = \"mine\"\necho = true\nforward = [\"80 -> 127.0.0.1:8000\"]\n", d.operator.Public())
+	text := fmt.Sprintf("[network]\nfile = \"demo.network\"\noperator = %q\n[[service]]\nname = \"mine\"\necho = true\nforward = [\"80 -> 127.0.0.1:8000\", \"udp/53 -> 127.0.0.1:5300\"]\n", d.operator.Public())
 	must(os.WriteFile(filepath.Join(folder, "lokinetd.toml"), []byte(text), 0o644))
 	n.node, err = d.lab.AddNode(lab.NodeConfig{Name: "nobody", ResolvConf: "nameserver 127.0.0.1\n", Addrs: []netip.Prefix{netip.MustParsePrefix("10.77.0.110/16")}})
 	must(err)
@@ -191,9 +242,17 @@ func TestProxy(t *testing.T) {
 	web := n.node.Self("demo", "web")
 	web.ExtraFiles = []*os.File{l}
 	must(web.Start())
-	guest, err := d.client("guest", "10.77.0.102", "")
+	answers, stop := spyAt(t, n.node, "127.0.0.1:5300")
+	defer stop()
+	guest, err := d.client("guest", "10.77.0.102", "[[service]]\nname = \"theirs\"\nforward = [\"81 -> 127.0.0.1:8001\", \"udp/53 -> 127.0.0.1:5301\"]\n")
 	must(err)
-	must(guest.wait(ctx, func(s control.Status) bool { return s.State == control.Ready }))
+	theirs := ""
+	must(guest.wait(ctx, func(s control.Status) bool {
+		if s.State == control.Ready && len(s.Endpoints) == 2 && s.Endpoints[1].PublishedAt != nil {
+			theirs = s.Endpoints[1].Address
+		}
+		return theirs != ""
+	}))
 	mine := status.Endpoints[1].Address
 	if out, err := guest.node.Command("curl", "-sS", "--fail", "--max-time", "30", "http://"+mine+"/").CombinedOutput(); err != nil || string(out) != demoPage {
 		t.Errorf("a service without root: %v: %s", err, out)
@@ -201,12 +260,32 @@ func TestProxy(t *testing.T) {
 	if out, err := guest.node.Command("curl", "-sS", "--fail", "--max-time", "60", "-o", "/dev/null", "-w", "%{size_download}", fmt.Sprintf("http://%s/bytes/%d", mine, size)).CombinedOutput(); err != nil || string(out) != fmt.Sprint(size) {
 		t.Errorf("a download from a service without root: %v: %s", err, out)
 	}
+	if out, err := guest.node.Command("dig", "+short", "@"+mine, "over.udp", "A").CombinedOutput(); err != nil || string(out) != "93.184.215.14\n" {
+		t.Errorf("datagrams to a service without root: %v: %s; its program has heard %v", err, out, answers.names)
+	}
 	if out, err := guest.node.Command("ping", "-c", "3", "-W", "5", mine).CombinedOutput(); err != nil {
 		t.Errorf("ping of a service without root: %v: %s", err, out)
 	}
 	if out, err := curl("-x", socks, "--fail", "http://"+mine+"/"); err != nil || out != demoPage {
 		t.Errorf("the own service: %v: %s", err, out)
 	}
+
+	// Ports of a service of a client with a TUN that lead to a local address; its datagrams through a SOCKS association.
+	f, err := guest.node.Listen("tcp", "127.0.0.1:8001")
+	must(err)
+	defer f.Close()
+	web = guest.node.Self("demo", "web")
+	web.ExtraFiles = []*os.File{f}
+	must(web.Start())
+	if out, err := curl("-x", socks, "--fail", "http://"+theirs+":81/"); err != nil || out != demoPage {
+		t.Errorf("a forward with a TUN: %v: %s", err, out)
+	}
+	asked, stop := spyAt(t, guest.node, "127.0.0.1:5301")
+	defer stop()
+	if a, err := n.askThroughSOCKS(theirs, "through.socks."); err != nil || a != "93.184.215.14" {
+		t.Errorf("datagrams through SOCKS: %q, %v; the program at the other end has heard %v", a, err, asked.names)
+	}
+
 	if chromium := os.Getenv("LOKINETD_CHROMIUM"); chromium != "" {
 		shot := filepath.Join(n.home, "page.png")
 		out, err := n.run(chromium, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=800,300", "--user-data-dir="+n.home+"/chromium",
