@@ -89,6 +89,10 @@ END`)
 		}
 		h.node.Close()
 		c.Wait()
+		// systemd-nspawn leaves its empty control groups, where no service manager of the machine looks after them.
+		exec.Command("sh", "-c", `for at in $(cut -d: -f3 /proc/self/cgroup | sort -u); do for top in "" /systemd /unified; do
+			find /sys/fs/cgroup$top$at/payload /sys/fs/cgroup$top$at/supervisor -depth -type d -exec rmdir {} \;
+		done; done`).Run()
 		if t.Failed() {
 			t.Logf("systemd-nspawn: %s", log)
 		}
