@@ -169,7 +169,7 @@ func (c *Client) request(ctx context.Context, command string, data ...[]byte) ([
 	}
 }
 
-// requestOK asks oxend and gives the data of a reply that says "200".
+// requestOK asks oxend and gives the data of a reply that says "200". The error for another one quotes it.
 func (c *Client) requestOK(ctx context.Context, command string, data ...[]byte) ([]byte, error) {
 	parts, err := c.request(ctx, command, data...)
 	switch {
@@ -202,12 +202,15 @@ func (c *Client) Key(ctx context.Context) (s *key.Secret, err error) {
 
 func (c *Client) key(ctx context.Context) (*key.Secret, error) {
 	const command = "admin.get_service_privkeys"
-	raw, err := c.requestOK(ctx, command)
+	parts, err := c.request(ctx, command)
 	if err != nil {
 		return nil, err
 	}
-	defer clear(raw)
-	return parseKey(raw)
+	if len(parts) < 2 || string(parts[0]) != statusOK { // no word of the reply gets into an error: it could be the key
+		return nil, fmt.Errorf("oxend: %s: not the reply of a service node's oxend", command)
+	}
+	defer clear(parts[1])
+	return parseKey(parts[1])
 }
 
 // parseKey reads the reply to admin.get_service_privkeys. Its errors say nothing of the content.
@@ -217,7 +220,7 @@ func parseKey(raw []byte) (*key.Secret, error) {
 	}
 	const hexDigits = 128 // of seed and public key
 	if json.Unmarshal(raw, &answer) != nil || len(answer.Key) != hexDigits {
-		return nil, errors.New("oxend: admin.get_service_privkeys: no key in the reply; does oxend run as a service node?")
+		return nil, errors.New("oxend: admin.get_service_privkeys: no key in the reply")
 	}
 	s, err := key.ParseSecret([]byte(answer.Key))
 	if err != nil {

@@ -216,6 +216,9 @@ func TestBadAnswers(t *testing.T) {
 				if err == nil {
 					t.Fatal("a key")
 				}
+				if strings.Contains(err.Error(), "oops") {
+					t.Error("the error quotes the reply:", err)
+				}
 				if r := new(oxend.RefusedError); name == "refusal" && (!errors.As(err, &r) || r.Code != "FORBIDDEN") {
 					t.Error(err)
 				}

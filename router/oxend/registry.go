@@ -35,7 +35,7 @@ type Follower struct {
 	NoList func()
 }
 
-// Follow pings oxend and follows its list of relays, until ctx ends. It needs Run beside it. While oxend is away nothing changes.
+// Follow pings oxend and follows its list of relays, until ctx ends. It needs Run beside it, and is called once. While oxend is away nothing changes.
 func (c *Client) Follow(ctx context.Context, f Follower) error {
 	l := list{c: c, f: f}
 	p := pinger{c: c, body: encodePing(f.ID, f.Version)}
