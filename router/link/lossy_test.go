@@ -1,3 +1,7 @@
+//go:build !race
+
+// Not with the race detector: half a million packets, and nothing that other tests do not show it.
+
 package link
 
 import (
