@@ -3,7 +3,8 @@
 //
 // It hands over what arrives and knows no request by meaning: what a request or a datagram says, who may ask for what, and which
 // relays to connect to is decided by its users (path, session, router). It repeats a lost datagram once and nothing else, and never waits for the network on
-// behalf of a datagram. Of a datagram's content it looks at the hop id, to be fair between paths.
+// behalf of a datagram. Of a datagram's content it looks at the hop id, to be fair between paths; those whose queue stands lose
+// some on purpose, since a loss is the only sign that what is inside the tunnel understands.
 //
 // Bottom to top: [deframer] and message (stream.go), splitter and joiner (splitter.go), datagramQueue (fair.go) and flight (repair.go) are pure. hook.go
 // joins them to a quic-go that leaves its datagrams to us (overlay); over the original one all works, slower and without repair. conn (conn.go) is one
