@@ -85,25 +85,23 @@ func (a *app) userConfig() string {
 	return ""
 }
 
-// asUser changes the defaults for a daemon of a user who is not root.
+// asUser changes the defaults for a daemon of a user who is not root; for root they stay.
 func asUser(c *config.Config) {
-	if os.Geteuid() == 0 {
-		return
+	if os.Geteuid() != 0 {
+		userDefaults(c)
 	}
+}
+
+func userDefaults(c *config.Config) {
 	if dir := os.Getenv("XDG_STATE_HOME"); filepath.IsAbs(dir) {
 		c.DataDir = filepath.Join(dir, "lokinetd")
 	} else if home, err := os.UserHomeDir(); err == nil {
 		c.DataDir = filepath.Join(home, ".local", "state", "lokinetd")
 	}
-	c.Control.Socket, c.Control.Group = userSocket(c.DataDir), ""
-}
-
-// userSocket is the control socket of such a daemon.
-func userSocket(dataDir string) string {
+	c.Control.Socket, c.Control.Group = filepath.Join(c.DataDir, "lokinetd.sock"), ""
 	if dir := os.Getenv("XDG_RUNTIME_DIR"); filepath.IsAbs(dir) {
-		return filepath.Join(dir, "lokinetd.sock")
+		c.Control.Socket = filepath.Join(dir, "lokinetd.sock")
 	}
-	return filepath.Join(dataDir, "lokinetd.sock")
 }
 
 // ownSocket is the control socket of a `lokinetd proxy` of this user; "": there is none, or the flags ask for another daemon.
