@@ -174,7 +174,7 @@ func (q *datagramQueue) shift(t *turns) (at int8) {
 	return at
 }
 
-// largest is the flow that has most bytes in the queue.
+// largest is the flow that has most bytes in the queue; one that has something, since what has no bytes is in the first (flowOf).
 func (q *datagramQueue) largest() (at int8) {
 	for i := range q.flows {
 		if q.flows[i].bytes > q.flows[at].bytes {
