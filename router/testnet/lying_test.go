@@ -330,6 +330,7 @@ func lieTo(t *testing.T, styles []liarStyle) {
 				})
 				figures.slowestName = max(figures.slowestName, took)
 				switch {
+				case took == 0: // the answer of five minutes ago, which counted then
 				case errors.Is(err, router.ErrNoName):
 					figures.missing++
 				case err != nil:
@@ -358,7 +359,9 @@ func lieTo(t *testing.T, styles []liarStyle) {
 		t.Error("a path went over a relay that nobody registered")
 	case f.unreachable > 0 || f.lost > 0:
 		t.Error("not everything is reached")
-	case f.right < names*95/100 || f.deceived+f.missing > names*2/100:
+	case names-f.right > 3+names/10 || f.deceived+f.missing > 4:
+		// Where the ends of all paths lie there is nobody to contradict them: 1 look-up of 320, and 1 of 57 while a client that has just started has three paths. Measured:
+		// 4 of 265 wrong, 7 undecided. Five wrong of the 45 of a run come once in a thousand runs.
 		t.Error("names do not resolve as they should")
 	}
 }
