@@ -13,7 +13,9 @@
 // what strangers may cost it; client.go keeps a client's edges and what it knows of the network; bootstrap.go is where both roles begin; endpoint.go is one identity of a
 // client; sns.go looks names up. host.go and host_*.go are
 // the side of the operating system, in order of a start: the data directory and what is written down there, the network interface, endpoints and their
-// addresses, the name server (source.go answers its questions), the control socket (status.go), reload, and the end in reverse.
+// addresses, the ports of services that lead to local ones, the name server (source.go answers its questions), the control socket (status.go), reload, and the end in reverse.
+//
+// [RunProxy] (proxy.go) is the daemon without root: a stack in this process in the place of the network interface, proxies in the place of the name server.
 //
 // A Node touches no operating system but through its [link.Wire] and the folder of its [netdb.Store], which is how router/testnet runs many in one process.
 package router
