@@ -118,3 +118,82 @@ func testPublic(t *testing.T, medium func(seed uint64) medium) {
 		}
 	})
 }
+
+// TestPublicLies: 6 of 20 relays lie together, and one of them is among the five relays of the bootstrap file, whose clients start with nothing else. None of them comes to believe in a relay
+// that nobody registered. Each starts several times, since chance says who is heard. (Names are the matter of TestLyingRelays.)
+func TestPublicLies(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const honest, liars, strangers, starts = 14, 6, 12, 5
+		s := seed(t)
+		t.Logf("seed %d", s)
+		n := &Net{t: t, medium: newFabric(s, 10*time.Millisecond, 0)}
+		n.file = &netdb.NetworkFile{Name: "session-router", Network: 0, Serial: 1, UniqueRange: true}
+		crime := &plot{}
+		registered := map[key.Public]bool{}
+		var contacts []*netdb.RelayContact
+		var all []*liar
+		for i := range honest + liars + strangers {
+			secret, addr := key.Generate(), netip.AddrPortFrom(netip.AddrFrom4([4]byte{20, byte(i), 0, 1}), 1190)
+			contact := router.SignContact(secret, addr, 0, time.Now())
+			if i < honest {
+				n.Relays = append(n.Relays, &Host{net: n, relay: true, Secret: secret, addr: addr})
+			} else {
+				all = append(all, newLiar(n, secret, addr, schemer, crime))
+				crime.ids = append(crime.ids, secret.Public())
+			}
+			if i < honest+liars {
+				registered[secret.Public()] = true
+				n.file.Relays, n.file.Contacts = append(n.file.Relays, secret.Public()), append(n.file.Contacts, contact)
+				contacts = append(contacts, contact)
+			} else {
+				crime.contacts = append(crime.contacts, contact.Raw())
+			}
+		}
+		crime.stale = crime.contacts
+		bootstraps := netdb.PublicNetwork(0, slices.Concat(contacts[:4], contacts[honest:honest+1]))
+		guests := &Net{t: t, medium: n.medium, file: bootstraps}
+		for i := range 4 {
+			guests.Clients = append(guests.Clients, &Host{net: guests, Secret: key.Generate(), addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{30, 0, byte(i), 1}), 1191)})
+		}
+		crime.names = (&netdb.NetworkFile{}).NameIndex()
+		slices.SortFunc(n.file.Relays, key.Public.Compare)
+		for _, h := range n.Relays {
+			h.Start()
+			defer h.Stop()
+		}
+		for _, l := range all {
+			l.start(t)
+		}
+		time.Sleep(20 * time.Second)
+
+		missing := 0
+		for start := range starts {
+			for _, h := range guests.Clients {
+				h.Start()
+				defer h.Stop()
+			}
+			waits := []time.Duration{10 * time.Second, 6 * time.Minute} // after the bootstraps' word; after two rounds over paths
+			if start < starts-1 {
+				waits = waits[:1]
+			}
+			for _, wait := range waits {
+				time.Sleep(wait)
+				for _, h := range guests.Clients {
+					for _, id := range h.store.Known() {
+						if !registered[id] {
+							t.Fatalf("start %d, %v after: %v believes in a relay that nobody registered", start, wait, h)
+						}
+					}
+					missing = max(missing, len(registered)-len(h.store.Known()))
+				}
+			}
+			for _, h := range guests.Clients {
+				h.Stop()
+			}
+		}
+		t.Logf("relays not known at worst: %d of %d; questions to liars: %d", missing, len(registered), crime.asked.Load())
+		if missing > len(registered)/4 {
+			t.Errorf("%d relays missing", missing)
+		}
+	})
+}
