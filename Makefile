@@ -73,6 +73,7 @@ bench-net: .cache/env ## a relay alone and whole networks, beside Tor and wiregu
 soak: .cache/env ## 200 MB each way through the demo's network, then days of simulated time in the test network; takes hours
 	@$(with) go test -tags root,soak -run TestDemoNetwork -count 1 -timeout 0 -v ./cmd/lokinetd/
 	@$(with) go test -tags soak -run Soak -count 1 -timeout 0 -v ./router/testnet/
+	@packaging/test/run '^TestPackagePlain$$'
 
 deb: .cache/env ## the Debian package, build/lokinetd_*.deb, of the files as they are here (needs debhelper and dh-apparmor; fetches nothing)
 	@rm -rf build/deb && mkdir -p build/deb/lokinetd/.cache

@@ -189,11 +189,13 @@ func (h *debian) leaks() (names []string, packets int) {
 	return names, packets
 }
 
+const leaked = "%s: %d packets for our ranges left the host, and the resolver elsewhere was asked %q"
+
 // tight fails when something of ours has left the host since the last look.
 func (h *debian) tight(when string) {
 	h.t.Helper()
 	if names, packets := h.leaks(); len(names) > 0 || packets > 0 {
-		h.t.Errorf("%s: %d packets for our ranges left the host, and the resolver elsewhere was asked %q", when, packets, names)
+		h.t.Errorf(leaked, when, packets, names)
 	}
 }
 
@@ -226,7 +228,7 @@ func (h *debian) state() []string {
 	text := h.sh(`find / -xdev \( -path /proc -o -path /sys -o -path /dev -o -path /tmp -o -path /var/tmp -o -path /var/log -o -path /var/cache -o -path /run/log -o -path /run/systemd \
 		-o -path /var/lib/dpkg -o -path /var/lib/systemd -o -path '/etc/*-' -o -path /etc/.pwd.lock -o -path /run/user \) -prune -o -print | sort
 cat /etc/passwd /etc/group /etc/shadow /etc/gshadow /etc/resolv.conf /etc/nsswitch.conf
-resolvectl status --no-pager
+resolvectl status --no-pager 2>&1
 systemctl list-units --all --plain --no-legend --no-pager 'lokinet*' 'sys-*-lokinet*' | awk '{print $1}'
 find /etc/systemd /run/systemd/system /var/lib/systemd | grep -i lokinet; ps -eo args | grep '[l]okinet'; true`)
 	text += h.in(h.node, "ip -o link | cut -d: -f2; ip -o addr | awk '{print $2, $4}'; ip rule; ip -6 rule; ip route show table all; ip -6 route show table all; nft list ruleset")
@@ -254,7 +256,27 @@ func (h *debian) put(from, to string) {
 }
 
 // TestPackage does with the package what an owner of a Debian 12 does, from its installation to its purge. LOKINETD_DEB is the package.
-func TestPackage(t *testing.T) {
+func TestPackage(t *testing.T) { testPackage(t, packageWorld{method: "resolved", holds: true}) }
+
+// TestPackagePlain is the same on a host whose programs ask the resolvers of /etc/resolv.conf themselves, and which lets lokinetd write that file.
+func TestPackagePlain(t *testing.T) {
+	testPackage(t, packageWorld{
+		method: "file", config: "[dns]\nhost = \"file\"\n",
+		prepare: "systemctl mask --now systemd-resolved 2>&1; rm /etc/resolv.conf; echo nameserver " + spyAddr + " >/etc/resolv.conf; sed -i 's/^hosts:.*/hosts: files dns/' /etc/nsswitch.conf",
+	})
+}
+
+// packageWorld is what hosts differ in.
+type packageWorld struct {
+	method  string // of the host's resolver, as dns status names it
+	prepare string // a script that makes the host so
+	config  string
+	// holds: our names stay in while the daemon is away. Where all names come to us, "dns revert" gives them back to the former resolvers each time it
+	// goes, also for the moment of a restart.
+	holds bool
+}
+
+func testPackage(t *testing.T, w packageWorld) {
 	deb := os.Getenv("LOKINETD_DEB")
 	if deb == "" {
 		t.Fatal("LOKINETD_DEB names no package (packaging/test/run)")
@@ -274,6 +296,9 @@ func TestPackage(t *testing.T) {
 		t.Fatal(err)
 	}
 	h := newDebian(t, d)
+	if w.prepare != "" {
+		h.sh(w.prepare)
+	}
 	named, page := "getent hosts "+address, "curl -sS --fail -m 20 http://"+address+"/"
 
 	// The witnesses see what leaves: without the package, everything does.
@@ -292,7 +317,7 @@ func TestPackage(t *testing.T) {
 	}
 	h.put(filepath.Join(d.dir, "demo.network"), "etc/lokinetd/demo.network")
 	conf := fmt.Sprintf("[network]\nfile = \"demo.network\"\noperator = %q\n", d.operator.Public())
-	h.write("etc/lokinetd/lokinetd.toml", conf)
+	h.write("etc/lokinetd/lokinetd.toml", conf+w.config)
 	h.sh("systemctl reset-failed 'lokinetd*'; systemctl restart lokinetd") // returns after READY=1
 	if out := h.sh("systemctl show -P ActiveState -P SubState -P Type -P User lokinetd"); out != "notify\nlokinetd\nactive\nrunning" {
 		t.Errorf("the service: %s", out)
@@ -310,7 +335,7 @@ func TestPackage(t *testing.T) {
 	if out := h.sh(page); out != strings.TrimSpace(demoPage) {
 		t.Errorf("the page: %q", out)
 	}
-	if out := h.sh("lokinetd dns status"); !strings.Contains(out, "resolver of this host: resolved") || !strings.Contains(out, "in effect: yes") {
+	if out := h.sh("lokinetd dns status"); !strings.Contains(out, "resolver of this host: "+w.method) || !strings.Contains(out, "in effect: yes") {
 		t.Errorf("dns status: %s", out)
 	}
 	ordinaryWorks := func(when string) {
@@ -331,14 +356,24 @@ func TestPackage(t *testing.T) {
 	t.Log("our ranges by an address of each:", ranges)
 	h.tight("running")
 
-	t.Log("systemd-resolved starts anew")
-	stop := h.ask()
-	h.sh("systemctl restart systemd-resolved")
-	t.Logf("a name after %v", h.until(named, address))
-	stop()
-	names, _ := h.leaks()
-	t.Logf("asked elsewhere between its start and our telling it: %d names", len(names))
+	if w.method == "resolved" {
+		t.Log("systemd-resolved starts anew")
+		stop := h.ask()
+		h.sh("systemctl restart systemd-resolved")
+		t.Logf("a name after %v", h.until(named, address))
+		stop()
+		h.tight("systemd-resolved starts anew")
+	}
 
+	away := func(what string) {
+		t.Helper()
+		names, packets := h.leaks()
+		if packets > 0 || len(names) > 0 && w.holds {
+			t.Errorf(leaked, what, packets, names)
+		} else if len(names) > 0 {
+			t.Logf("%s: the resolver elsewhere was asked for %d names of ours", what, len(names))
+		}
+	}
 	for _, c := range []struct {
 		what, do string
 		runs     bool
@@ -359,12 +394,12 @@ func TestPackage(t *testing.T) {
 			t.Errorf("after a stop the service is %s", out)
 		}
 		t.Logf("%s: %d names asked for", c.what, stop())
-		h.tight(c.what)
+		away(c.what)
 	}
 
 	t.Log("reload")
 	pid := h.sh("systemctl show -P MainPID lokinetd")
-	h.write("etc/lokinetd/lokinetd.toml", conf+"[[service]]\nname = \"blog\"\nports = [\"tcp/80\"]\n")
+	h.write("etc/lokinetd/lokinetd.toml", conf+w.config+"[[service]]\nname = \"blog\"\nports = [\"tcp/80\"]\n")
 	h.sh("systemctl reload lokinetd")
 	h.until("lokinetd status", "blog")
 	if now := h.sh("systemctl show -P MainPID lokinetd"); now != pid {
@@ -373,11 +408,11 @@ func TestPackage(t *testing.T) {
 
 	t.Log("upgrade")
 	h.put(h.repacked(deb), "root/next.deb")
-	stop = h.ask(ranges...)
+	stop := h.ask(ranges...)
 	h.sh("dpkg -i --force-confold /root/next.deb 2>&1")
 	t.Logf("the page after %v", h.until(page, strings.TrimSpace(demoPage)))
 	t.Logf("%d names asked for", stop())
-	h.tight("upgrade")
+	away("upgrade")
 	if now := h.sh("systemctl show -P MainPID lokinetd"); now == pid || h.sh("systemctl is-active lokinetd lokinetd.socket") != "active\nactive" {
 		t.Errorf("after the upgrade process %s still runs", now)
 	}
