@@ -71,9 +71,14 @@ func (b *bootstrap) starving() bool {
 // purged begins again without waiting when a purge left too few.
 func (b *bootstrap) purged(removed int) {
 	if removed > 0 && b.starving() && !b.busy.Load() {
-		b.failures.Store(0)
-		b.next.Store(0)
+		b.again()
 	}
+}
+
+// again makes the next try due at once, if one is needed.
+func (b *bootstrap) again() {
+	b.failures.Store(0)
+	b.next.Store(0)
 }
 
 var errNoBootstrap = errors.New("router: no bootstrap relay answered")

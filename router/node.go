@@ -189,6 +189,7 @@ func (n *Node) SetNetwork(f *netdb.NetworkFile) {
 // learn puts what the network file says into the store. Its operator's word about which relays there are goes before what was known; rounds of fetch_rids go on from there.
 func (n *Node) learn(f *netdb.NetworkFile) {
 	n.store.SetBootstraps(f.Contacts)
+	n.bootstrap.again()
 	if n.relay != nil {
 		if n.config.Oxend == nil {
 			n.store.SetRegistered(f.Relays)
