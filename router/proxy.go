@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"strings"
 	"syscall"
 	"time"
 
@@ -101,6 +102,8 @@ func (h *host) openProxy() error {
 		return err
 	}
 	h.proxy, h.proxyAt = proxy.New(pc), pc
+	st := h.proxyStatus()
+	log.Info("the way to names of ours", "socks5", strings.Join(st.SOCKS, " "), "http", strings.Join(st.HTTP, " "))
 	h.parts.run("proxies", answerLimit, h.proxy.Run)
 	return nil
 }
