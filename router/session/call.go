@@ -559,6 +559,7 @@ func (t *Table) establish(p *pending, ks keys, n *seal.Nonce, now time.Time) {
 		s.first(&s.signals, &s.packets, n)
 	}
 	t.add(s, now)
+	t.supersede(s, now)
 	t.count.AcceptsTaken.Add(1)
 	c.session, c.used = s, now
 	t.log.Debug("session established", "remote", c.r.addr, "after", now.Sub(c.since), "old", ks.old)

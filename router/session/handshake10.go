@@ -29,7 +29,7 @@ import (
 //   - the signature says neither whom the initiator calls nor with what key. Whoever was called can call others in its name: that a call of this
 //     form came from a remote is no proof for who that remote is. And who learns the responder's identity key later reads all that was said
 //
-// An established session of the 1.1 handshake is therefore never replaced by one of this.
+// An established session of the 1.1 handshake is therefore never replaced by one of this, and with a remote that speaks 1.1 none is held that it called for in this form.
 
 var errOldPath = errors.New("session: a 1.0 init is for one path only")
 

@@ -2,6 +2,7 @@ package session
 
 import (
 	"encoding/binary"
+	"slices"
 	"sync"
 	"time"
 
@@ -72,7 +73,8 @@ func (t *Table) handshake(via carrier, tag uint32, body []byte, n *seal.Nonce) {
 //  1. nobody may call, or too many do: drop, before any key is touched
 //  2. open the box; the remote may call; the signature holds; p fits the path that it came on
 //  3. it is the init of a session that we have: the accept was lost, send it again on the path that this one came on. Unless the
-//     session's keys were used, then it is a copy. A 1.0 init that was answered before is a copy too when its session is gone
+//     session's keys were used, then it is a copy. A 1.0 init that was answered before is a copy too when its session is gone; and none is
+//     taken from a remote that speaks 1.1 with us
 //  4. there is room for another session
 //  5. keys, a tag, the accept. Other sessions with the remote stay
 func (t *Table) called(via carrier, h handshake, now time.Time) {
@@ -117,9 +119,15 @@ func (t *Table) called(via carrier, h handshake, now time.Time) {
 			return
 		}
 	}
-	if in.old && t.oldInits.seen(&h.nonce) {
-		t.count.DropReplayed.Add(1)
-		return
+	if in.old {
+		switch {
+		case t.oldInits.seen(&h.nonce):
+			t.count.DropReplayed.Add(1)
+			return
+		case t.knowsBetter(addr, now):
+			t.count.DropType.Add(1)
+			return
+		}
 	}
 	if !t.room(addr, via, now) {
 		t.count.DropFull.Add(1)
@@ -146,6 +154,14 @@ func (t *Table) called(via carrier, h handshake, now time.Time) {
 		t.replace(s, now)
 	}
 	t.later(func() { t.c.Established(addr) })
+}
+
+// knowsBetter says whether the remote has spoken on a 1.1 session lately. Then a 1.0 init under its name is not its own, most likely.
+func (t *Table) knowsBetter(addr key.Address, now time.Time) bool {
+	r := t.remotes[addr]
+	return r != nil && slices.ContainsFunc(r.sessions, func(s *session) bool {
+		return !s.keys.old && (s.outbound || s.sure.Load()) && t.at(now)-t.lastHeard(s) < int64(idleTime)
+	})
 }
 
 func (t *Table) sendAccept(s *session) {

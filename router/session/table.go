@@ -460,6 +460,7 @@ func (t *Table) proven(s *session, now time.Time) {
 	r := s.r
 	s.sure.Store(true)
 	s.accept = nil
+	t.supersede(s, now)
 	if cur := r.current.Load(); cur == nil || cur != s && !t.stays(cur, s, now) {
 		t.sendOn(s, now)
 		if cur != nil && cur.outbound && !s.outbound && t.publish.sealed != nil {
@@ -467,6 +468,18 @@ func (t *Table) proven(s *session, now time.Time) {
 		}
 	}
 	t.advance(r, now)
+}
+
+// supersede ends what a remote called for in the 1.0 form when it has shown that it knows 1.1: somebody else may have called in its name (handshake10.go).
+func (t *Table) supersede(s *session, now time.Time) {
+	if s.keys.old {
+		return
+	}
+	for _, o := range slices.Clone(s.r.sessions) {
+		if o.keys.old && !o.outbound {
+			t.remove(o, now)
+		}
+	}
 }
 
 // sendOn makes s what is sent on, after what waited.

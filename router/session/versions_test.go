@@ -387,6 +387,56 @@ func TestOldKey(t *testing.T) {
 	})
 }
 
+// TestBorrowedName: carol, whom alice called by the 1.0 handshake, calls bob under alice's name, with alice's signature. Where bob speaks 1.1 with alice that gets carol nothing; where she came
+// first, what she had ends with alice's first word.
+func TestBorrowedName(t *testing.T) {
+	for _, late := range []bool{false, true} {
+		inBubble(t, func(t *testing.T, f *fabric) {
+			a, b := f.pair()
+			b.echo = true
+			via := b.pools[0].all()[0]
+			i := &oldInitiator{self: a.sec, remote: carol.Public(), tag: 5}
+			init, err := i.init(fillID(9))
+			if err != nil {
+				t.Fatal(err)
+			}
+			h, _ := parseHandshake(init)
+			k, _ := seal.RelayPathKey(carol, h.eph, &h.nonce)
+			inner, ok := seal.Open(h.sealed, &k, &h.nonce)
+			if !ok {
+				t.Fatal("not opened")
+			}
+			borrow := func() { b.table.controlled(via, 1, message(sealOldInner(b.sec.Public(), inner), 0, nil), fillNonce(1)) }
+			if late {
+				borrow()
+				if l := b.with(a); len(l) != 1 || !l[0].Old {
+					t.Fatalf("%+v", l)
+				}
+			}
+			a.send(b, "?x")
+			f.run(time.Second)
+			want(t, "a", a.take(), "!x")
+			if !late {
+				borrow()
+			}
+			if l := b.with(a); len(l) != 1 || l[0].Old || !l[0].Current {
+				t.Fatalf("%+v", l)
+			}
+			if dropped := b.table.Stats().DropType; (dropped == 1) == late {
+				t.Error(dropped)
+			}
+			// A remote that has not spoken for half a minute may have become an older one.
+			f.run(31 * time.Second)
+			if !late {
+				borrow()
+				if l := b.with(a); len(l) != 1 || !l[0].Old {
+					t.Fatalf("%+v", l)
+				}
+			}
+		})
+	}
+}
+
 // TestOldAcceptNonce: the nonce of an accept that made the session is remembered, and so is all that the session knew when it is accepted again.
 func TestOldAcceptNonce(t *testing.T) {
 	inBubble(t, func(t *testing.T, f *fabric) {
