@@ -473,6 +473,9 @@ func TestPeersStillborn(t *testing.T) {
 		if s := p.Status(); p.Get(keyAt(1)) != nil || len(s) != 1 || s[0].Failures != 1 {
 			t.Errorf("%+v", s)
 		}
+		synctest.Wait()
+		n.mu.Lock()
+		defer n.mu.Unlock()
 		for _, calls := range n.calls {
 			if calls != "oc" {
 				t.Errorf("handler calls %q", calls)
