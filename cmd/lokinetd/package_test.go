@@ -374,15 +374,17 @@ func testPackage(t *testing.T, w packageWorld) {
 			t.Logf("%s: the resolver elsewhere was asked for %d names of ours", what, len(names))
 		}
 	}
+	const tun = "ip -o link show lokinet0 | cut -d: -f1"
 	for _, c := range []struct {
-		what, do string
-		runs     bool
+		what, do    string
+		runs, keeps bool // runs afterwards; has kept the interface
 	}{
-		{"kill -9", "kill -9 $(systemctl show -P MainPID lokinetd); sleep 1", true},
-		{"restart", "systemctl restart lokinetd", true},
-		{"stop", "systemctl stop lokinetd; sleep 3", false},
-		{"start", "systemctl start lokinetd", true},
+		{"kill -9", "kill -9 $(systemctl show -P MainPID lokinetd); sleep 1", true, true},
+		{"restart", "systemctl restart lokinetd", true, true},
+		{"stop", "systemctl stop lokinetd; sleep 3", false, false},
+		{"start", "systemctl start lokinetd", true, false},
 	} {
+		index := h.sh(tun)
 		stop := h.ask(ranges...)
 		time.Sleep(300 * time.Millisecond)
 		h.sh(c.do)
@@ -392,6 +394,9 @@ func testPackage(t *testing.T, w packageWorld) {
 			t.Logf("%s: the page after %v", c.what, h.until(page, strings.TrimSpace(demoPage)))
 		} else if out, _ := h.try("systemctl is-active lokinetd"); out != "inactive" {
 			t.Errorf("after a stop the service is %s", out)
+		}
+		if now := h.sh(tun); c.keeps && now != index {
+			t.Errorf("%s: the interface is number %s, and was %s", c.what, now, index)
 		}
 		t.Logf("%s: %d names asked for", c.what, stop())
 		away(c.what)
