@@ -99,10 +99,10 @@ func (a *association) fromProgram() {
 	for {
 		n, from, err := a.local.ReadFromUDPAddrPort(b)
 		if err != nil {
-			if a.ctx.Err() != nil {
+			if !pause(a.ctx) {
 				return
 			}
-			continue // of an ICMP error
+			continue
 		}
 		from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
 		host, port, data, err := parseDatagram(b[:n])
@@ -224,17 +224,11 @@ func (a *association) toProgram(out net.PacketConn) {
 	b, d := make([]byte, maxDatagram), []byte(nil)
 	for {
 		n, at, err := out.ReadFrom(b)
-		if a.ctx.Err() != nil {
-			return
-		}
 		if err != nil {
-			a.s.log.Debug("a datagram socket has an error", "err", err)
-			select {
-			case <-time.After(10 * time.Millisecond): // an ICMP error, one each
-				continue
-			case <-a.ctx.Done():
+			if !pause(a.ctx) {
 				return
 			}
+			continue // of an ICMP error
 		}
 		from := at.(*net.UDPAddr).AddrPort()
 		a.mu.Lock()

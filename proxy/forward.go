@@ -173,7 +173,7 @@ func (f *Forwarder) newFlow(from netip.AddrPort, p net.PacketConn) *flow {
 // pause waits a moment after an error that may pass; false: ctx has ended.
 func pause(ctx context.Context) bool {
 	select {
-	case <-time.After(50 * time.Millisecond):
+	case <-time.After(10 * time.Millisecond):
 		return true
 	case <-ctx.Done():
 		return false
