@@ -24,6 +24,9 @@ func ParseBootstrap(data []byte, now time.Time, r Rules) ([]*RelayContact, error
 	if len(data) == 0 {
 		return nil, errors.New("netdb: bootstrap file is empty")
 	}
+	if data[0] != 'd' && data[0] != 'l' {
+		return nil, errors.New("netdb: bootstrap file: neither a relay contact nor a list of them")
+	}
 	if data[0] == 'd' {
 		c, err := ParseRelayContact(data, now, r)
 		if err != nil {
