@@ -111,6 +111,9 @@ func (a *app) relayContact(f contactFlags) error {
 	if !public.Addr().Is4() || public.Addr().IsUnspecified() || public.Port() == 0 {
 		return usagef("%v: others reach a relay under an IPv4 address and a port", public)
 	}
+	if f.key == "" && c.Relay.Oxend != "" {
+		return fmt.Errorf("the key of a relay of the public network is oxend's; the relay itself writes its contact, to %s", filepath.Join(c.DataDir, "nodedb", "self.signed"))
+	}
 	rules, err := contactRules(f, c)
 	if err != nil {
 		return err

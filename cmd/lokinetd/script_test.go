@@ -139,6 +139,7 @@ func TestRegistryRefuses(t *testing.T) {
 	damaged := bytes.Clone(before)
 	damaged[len(damaged)-4] ^= 1
 	s.write("damaged.network", string(damaged))
+	s.write("public.toml", "role = \"relay\"\n[relay]\npublic_address = \"8.8.4.1\"\n")
 
 	for _, c := range []struct {
 		code int
@@ -156,6 +157,7 @@ func TestRegistryRefuses(t *testing.T) {
 		{1, "registry add a.network --key operator.key operator.key", "operator.key: not a contact"},
 		{1, "relay contact --key r.key --address 10.0.0.1:1190 --network a.network --out x", "not publicly routable"},
 		{1, "relay contact --config missing.toml --out x", "missing.toml"},
+		{1, "relay contact --config public.toml --id 0 --out x", "is oxend's"},
 		{2, "registry", "which of the commands"},
 		{2, "registry new b.network --name b --id 44", "--key"},
 		{2, "registry new b.network --key operator.key --name b --id 1", "2 or more"},
