@@ -186,7 +186,7 @@ func TestBootstrapReload(t *testing.T) {
 			t.Errorf("reason: %s", why)
 		}
 		look(listOf(signed(1, network+1, time.Now())), []int{1}, "of network")
-		look([]byte("rubbish"), []int{1}, "bootstrap file refused, the former ones stay")
+		look([]byte("rubbish"), []int{1}, "neither a relay contact nor a list of them")
 		look(listOf(signed(2, network, time.Now()), signed(3, network, time.Now())), []int{2, 3}, "")
 		if err := os.Remove(name); err != nil {
 			t.Fatal(err)
