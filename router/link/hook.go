@@ -148,6 +148,7 @@ func (h *hooked) Received() {
 
 // close gives up all that is left. quic-go no longer calls.
 func (h *hooked) close() {
+	h.Received() // it may have ended between two datagrams
 	h.flight.close()
 	for _, b := range append(h.batch[:h.n], h.frame, h.second) {
 		if b != nil {

@@ -25,8 +25,11 @@ const repairAge = time.Second
 const (
 	// keepMax is how many buffers of 3 kB one connection keeps: 6 MB, or 20 Mbit for each second of its round trip. More in flight: the oldest are given up.
 	keepMax = 2048
-	// keepAll is the same for all connections of an endpoint together: 48 MB. Each may keep one beyond it.
+	// keepAll is the same for all connections of an endpoint together: 48 MB. Each may keep keepFew beyond it.
 	keepAll = 16384
+	keepFew = 32
+	// givenMax is how many buffers that were given up wait for their packet to be made: as many as the smallest frames fit into one.
+	givenMax = 256
 )
 
 // frame is one DATAGRAM frame in the hands of quic-go.
@@ -43,8 +46,9 @@ type flight struct {
 
 	oldest, newest *frame
 	kept           int
-	lostOnes       []*frame // to be sent again, in order
-	spare          *frame   // settled frames for reuse, linked by newer
+	lostOnes       []*frame         // to be sent again, in order
+	spare          *frame           // settled frames for reuse, linked by newer
+	given          []*packet.Buffer // given up by sent, in order; the last may be in the packet that is being made
 
 	repaired   atomic.Uint64 // sent again
 	unrepaired atomic.Uint64 // known to be lost and not sent again: too old, no longer kept, or for the second time
@@ -52,8 +56,8 @@ type flight struct {
 
 // sent notes that b was sent and returns its frame. b belongs to the flight and does not change until it is settled.
 func (f *flight) sent(b *packet.Buffer, now time.Time) *frame {
-	for f.kept > 0 && (f.kept >= keepMax || f.all.Load() >= keepAll) {
-		f.release(f.oldest)
+	for f.kept >= keepMax || f.kept >= keepFew && f.all.Load() >= keepAll {
+		f.give(f.take(f.oldest))
 	}
 	m := f.spare
 	if m != nil {
@@ -108,10 +112,32 @@ func (f *flight) shift() *frame {
 	return m
 }
 
-func (f *flight) acked(m *frame) { f.settle(m) }
+// give gives up b. quic-go writes a packet when it has popped all that goes into it, so b may still be needed for this one.
+func (f *flight) give(b *packet.Buffer) {
+	if len(f.given) == givenMax {
+		f.given[0].Release()
+		f.given = append(f.given[:0], f.given[1:]...)
+	}
+	f.given = append(f.given, b)
+}
+
+// letGo releases what was given up. No packet is being made.
+func (f *flight) letGo() {
+	for _, b := range f.given {
+		b.Release()
+	}
+	clear(f.given)
+	f.given = f.given[:0]
+}
+
+func (f *flight) acked(m *frame) {
+	f.letGo()
+	f.settle(m)
+}
 
 // lost notes that m did not arrive; known is false when that is only possible.
 func (f *flight) lost(m *frame, known bool, now time.Time) {
+	f.letGo()
 	if m.repairable(now) {
 		f.lostOnes = append(f.lostOnes, m)
 		return
@@ -131,10 +157,14 @@ func (f *flight) settle(m *frame) {
 
 // release gives up m's buffer. The frame stays known to quic-go.
 func (f *flight) release(m *frame) {
-	if m.b == nil {
-		return
+	if m.b != nil {
+		f.take(m).Release()
 	}
-	m.b.Release()
+}
+
+// take takes the buffer of m, which has one.
+func (f *flight) take(m *frame) *packet.Buffer {
+	b := m.b
 	m.b = nil
 	if m.older != nil {
 		m.older.newer = m.newer
@@ -149,10 +179,12 @@ func (f *flight) release(m *frame) {
 	m.older, m.newer = nil, nil
 	f.kept--
 	f.all.Add(-1)
+	return b
 }
 
 // close gives up all.
 func (f *flight) close() {
+	f.letGo()
 	for f.oldest != nil {
 		f.release(f.oldest)
 	}

@@ -1,6 +1,7 @@
 package link
 
 import (
+	"bytes"
 	"encoding/binary"
 	"math/rand/v2"
 	"net"
@@ -50,7 +51,7 @@ func TestFlight(t *testing.T) {
 	f := &flight{all: &all}
 	check := func(what string, kept, repaired, unrepaired int) {
 		t.Helper()
-		if f.kept != kept || int(all.Load()) != kept || int(f.repaired.Load()) != repaired || int(f.unrepaired.Load()) != unrepaired || packet.InUse() != before+int64(kept) {
+		if f.kept != kept || int(all.Load()) != kept || int(f.repaired.Load()) != repaired || int(f.unrepaired.Load()) != unrepaired || packet.InUse() != before+int64(kept+len(f.given)) {
 			t.Errorf("%s: %d kept, %d repaired, %d unrepaired, %d buffers", what, f.kept, f.repaired.Load(), f.unrepaired.Load(), packet.InUse()-before)
 		}
 	}
@@ -96,15 +97,88 @@ func TestFlight(t *testing.T) {
 
 	other := &flight{all: &all}
 	all.Add(keepAll)
-	other.sent(bufferOf([]byte("1")), at(4))
-	other.sent(bufferOf([]byte("2")), at(4))
-	if other.kept != 1 || f.kept != keepMax {
+	for range keepFew + 1 {
+		other.sent(bufferOf([]byte("1")), at(4))
+	}
+	if other.kept != keepFew || f.kept != keepMax {
 		t.Errorf("%d and %d kept although all are too many", other.kept, f.kept)
 	}
 	all.Add(-keepAll)
 	other.close()
 	f.close()
 	check("closed", 0, 2, 5)
+}
+
+// TestFlightGivenUp: what is given up to make room may be in the packet that is being made, as itself or as a repetition, and stays until that is written.
+func TestFlightGivenUp(t *testing.T) {
+	var all atomic.Int64
+	before := packet.InUse()
+	f := &flight{all: &all}
+	now := time.Now()
+	first := f.sent(bufferOf([]byte{1}), now)
+	for f.kept < keepMax {
+		f.sent(bufferOf([]byte{2}), now)
+	}
+	f.lost(first, true, now)
+	data := f.next(now).b.Data // quic-go puts it into a packet
+	f.again()
+	f.sent(bufferOf([]byte{3}), now) // into the same one
+	if first.b != nil || data[0] != 1 || packet.InUse() != before+keepMax+1 {
+		t.Error("not given up, or a buffer went back before its packet was written")
+	}
+	for range 3 * givenMax {
+		f.sent(bufferOf([]byte{4}), now)
+	}
+	if n := packet.InUse() - before - keepMax; n != givenMax {
+		t.Errorf("%d buffers wait for packets", n)
+	}
+	f.close()
+	if packet.InUse() != before {
+		t.Error("buffers are left")
+	}
+}
+
+// TestGivenUpInPacket: the same on the wire, where small datagrams share a packet and others keep all that there is.
+func TestGivenUpInPacket(t *testing.T) {
+	needsHook(t)
+	inSim(t, func(t *testing.T, n *simNet) {
+		a, b := n.relayAt(1), n.relayAt(2)
+		defer a.stop()
+		defer b.stop()
+		c := a.dial(b, Relay)
+		time.Sleep(time.Second)
+		a.quic.kept.Store(keepAll)
+		defer a.quic.kept.Add(-keepAll)
+		const count = 5 * keepFew
+		trailer := make([]byte, 20) // of one path, so that they stay in order
+		for i := range count {
+			c.Send(bufferOf(append([]byte{byte(i)}, trailer...)))
+		}
+		time.Sleep(2 * time.Second)
+		got := b.arrived()
+		for i, d := range got {
+			if d[0] != byte(i) || !bytes.Equal(d[1:], trailer) {
+				t.Errorf("number %d is %x", i, d)
+			}
+		}
+		if len(got) < count {
+			t.Errorf("%d of %d arrived; the acceptor counts %+v", len(got), count, b.accepted().Stats())
+		}
+	})
+}
+
+// TestCorkOfClosed: a connection that ends between two datagrams of a batch takes its cork out.
+func TestCorkOfClosed(t *testing.T) {
+	q := &QUIC{}
+	h := &hooked{c: &conn{q: q}}
+	h.c.join.all = &q.halves
+	h.c.datagrams = newDatagramQueue(1<<20, 16)
+	h.flight.all = &q.kept
+	h.Receive(nil)
+	h.close()
+	if n := q.cork.on.Load(); n != 0 {
+		t.Errorf("%d corks left", n)
+	}
 }
 
 // numbered is a datagram of a certain size that says its number.
