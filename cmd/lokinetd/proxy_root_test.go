@@ -24,6 +24,8 @@ import (
 
 	"lokinetd/netif/lab"
 	"lokinetd/router/control"
+	"lokinetd/router/key"
+	"lokinetd/router/netdb"
 )
 
 // nobody is a machine's user without any privilege, with a home of its own.
@@ -133,7 +135,19 @@ func TestProxy(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	must(d.relays())
+	names, err := d.plan()
+	must(err)
+	theirKey, network := key.Generate(), filepath.Join(d.dir, "demo.network")
+	must(theirKey.Save(filepath.Join(d.dir, "theirs.key")))
+	raw, err := os.ReadFile(network)
+	must(err)
+	file, err := netdb.ParseNetworkFile(raw, d.operator.Public(), time.Now())
+	must(err)
+	file.Names = map[string]key.Public{"theirs.loki": theirKey.Public()}
+	raw, err = file.Sign(d.operator)
+	must(err)
+	must(os.WriteFile(network, raw, 0o600))
+	must(d.startRelays(names))
 	_, address, err := d.serve(ctx)
 	must(err)
 
@@ -146,7 +160,7 @@ func TestProxy(t *testing.T) {
 	must(err)
 	program, folder := filepath.Join(n.home, "lokinetd"), filepath.Join(n.home, ".config", "lokinetd")
 	must(os.MkdirAll(folder, 0o755))
-	for from, to := range map[string]string{self: program, filepath.Join(d.dir, "demo.network"): filepath.Join(folder, "demo.network")} {
+	for from, to := range map[string]string{self: program, network: filepath.Join(folder, "demo.network")} {
 		raw, err := os.ReadFile(from)
 		must(err)
 		must(os.WriteFile(to, raw, 0o755))
@@ -197,15 +211,15 @@ func TestProxy(t *testing.T) {
 		t.Errorf("--socks5-hostname: %v: %q", err, out)
 	}
 	const size = 5_000_000
-	file := filepath.Join(n.home, "file")
+	down := filepath.Join(n.home, "file")
 	for _, way := range ways {
-		os.Remove(file)
-		if out, err := curl(append(way, "--fail", "-o", file, fmt.Sprintf("%s/bytes/%d", url, size))...); err != nil {
+		os.Remove(down)
+		if out, err := curl(append(way, "--fail", "-o", down, fmt.Sprintf("%s/bytes/%d", url, size))...); err != nil {
 			t.Fatalf("%v: %v: %s", way, err, out)
 		}
-		raw, err := os.ReadFile(file)
+		raw, err := os.ReadFile(down)
 		must(err)
-		if sum, err := curl(append(way, "--fail", "-T", file, url+"/up")...); err != nil || len(raw) != size || sum != fmt.Sprintf("%x", sha256.Sum256(raw)) {
+		if sum, err := curl(append(way, "--fail", "-T", down, url+"/up")...); err != nil || len(raw) != size || sum != fmt.Sprintf("%x", sha256.Sum256(raw)) {
 			t.Errorf("%v: %d bytes, back %v: %s", way, len(raw), err, sum)
 		}
 	}
@@ -245,7 +259,7 @@ func TestProxy(t *testing.T) {
 	must(web.Start())
 	answers, stop := spyAt(t, n.node, "127.0.0.1:5300")
 	defer stop()
-	guest, err := d.client("guest", "10.77.0.102", "[[service]]\nname = \"theirs\"\nforward = [\"81 -> 127.0.0.1:8001\", \"udp/53 -> 127.0.0.1:5301\"]\n")
+	guest, err := d.client("guest", "10.77.0.102", "[[service]]\nname = \"theirs\"\nforward = [\"81 -> 127.0.0.1:8001\", \"udp/53 -> 127.0.0.1:5301\"]\nkey = \""+filepath.Join(d.dir, "theirs.key")+"\"\n")
 	must(err)
 	theirs := ""
 	must(guest.wait(ctx, func(s control.Status) bool {
@@ -278,8 +292,13 @@ func TestProxy(t *testing.T) {
 	web = guest.node.Self("demo", "web")
 	web.ExtraFiles = []*os.File{f}
 	must(web.Start())
-	if out, err := curl("-x", socks, "--fail", "http://"+theirs+":81/"); err != nil || out != demoPage {
-		t.Errorf("a forward with a TUN: %v: %s", err, out)
+	for _, host := range []string{theirs, "theirs.loki", "www.theirs.loki"} {
+		if out, err := curl("-x", socks, "--fail", "http://"+host+":81/"); err != nil || out != demoPage {
+			t.Errorf("a forward with a TUN, as %s: %v: %s", host, err, out)
+		}
+	}
+	if out, err := curl("-x", socks, "http://nobodys.loki/"); err == nil || !strings.Contains(out, "(4)") {
+		t.Errorf("a name that is not registered: %v: %s", err, out)
 	}
 	asked, stop := spyAt(t, guest.node, "127.0.0.1:5301")
 	defer stop()
@@ -324,7 +343,7 @@ func TestProxy(t *testing.T) {
 	n.run("getent", "hosts", "canary.example").Run()
 	seen.mu.Lock()
 	defer seen.mu.Unlock()
-	names := slices.DeleteFunc(slices.Clone(seen.names), func(name string) bool { return name == "canary.example." })
+	names = slices.DeleteFunc(slices.Clone(seen.names), func(name string) bool { return name == "canary.example." })
 	if len(names) == len(seen.names) {
 		t.Error("the resolver is not asked at all")
 	}
