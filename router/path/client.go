@@ -231,7 +231,7 @@ func (c *Client) allPools() []*Pool {
 
 // chooser gives the world for a choice of relays; false while no builds may happen.
 func (c *Client) chooser(now time.Time) (chooser, bool) {
-	ch := chooser{store: c.store, now: now, unique: c.opt.UniqueRange, profile: &c.profile, black: c.black, wary: true}
+	ch := chooser{store: c.store, now: now, unique: c.opt.UniqueRange, profile: &c.profile, black: c.black, wary: c.profile.fewSilent(now, c.store.Len())}
 	c.mu.RLock()
 	defer c.mu.RUnlock()
 	if c.closed || !c.connected {

@@ -15,6 +15,9 @@ import (
 // word is found so after 35 s. We do not wait so long: when a ping is late, or when somebody who sends over the path hears nothing (Suspect), the path is
 // examined by three pings at short intervals, and given up when nothing at all comes over it, provided that an edge or another path was heard meanwhile: when all are silent
 // it is our own network that is away, and the paths are likely to be there when it is back.
+//
+// Each path that is given up sooner than the protocol would is another draw for relays that drop what they cannot make use of, so a pool has only so
+// many of them in a time (hasty); then it is as slow as the protocol.
 
 const (
 	quickPings  = 3
@@ -22,6 +25,8 @@ const (
 	maxPatience = 5 * time.Second
 	// suspectSpread is how far apart paths are examined for the same reason.
 	suspectSpread = 2 * time.Second
+	// hastyMax is how many paths a pool may give up by examination within silentTime, beside as many as it wants.
+	hastyMax = 4
 )
 
 // patience is how long an answer to a ping may take before it is late. pool.mu is held.
@@ -47,13 +52,19 @@ func (p *Path) Suspected() bool {
 }
 
 func (p *Pool) suspect(path *Path) {
-	if path.state.Load() != pathUp || path.suspect || p.closed {
+	if path.state.Load() != pathUp || path.suspect || p.closed || p.hasty(time.Now()) {
 		return
 	}
 	path.suspect = true
 	if !p.client.start(func() { p.examine(path) }) {
 		path.suspect = false
 	}
+}
+
+// hasty says whether the pool has given up too many paths of late. pool.mu is held.
+func (p *Pool) hasty(now time.Time) bool {
+	p.gaveUp = slices.DeleteFunc(p.gaveUp, func(at time.Time) bool { return now.Sub(at) >= silentTime })
+	return len(p.gaveUp) >= hastyMax+p.cfg.Want
 }
 
 // examine ends when the path is found alive or dead.
@@ -85,6 +96,7 @@ func (p *Pool) examine(path *Path) {
 		case n == quickPings && signed:
 			path.suspect = false
 			p.client.count.PathsExamined.Add(1)
+			p.gaveUp = append(p.gaveUp, time.Now())
 			p.client.profile.fellSilent(path.relays, began, time.Now())
 			p.setState(path, pathDown, Silent)
 		}

@@ -52,7 +52,8 @@ type Pool struct {
 	chosen   bool // Current was asked for
 	more     int  // Widen
 	failures int
-	failed   time.Time // the last
+	failed   time.Time   // the last
+	gaveUp   []time.Time // when examinations ended paths, of late
 }
 
 // Life times of paths to be built (protocol 3 section 6.1).

@@ -385,6 +385,41 @@ func TestSuspect(t *testing.T) {
 	})
 }
 
+// TestHasty: who lets paths die does not make a pool draw new ones as fast as it likes, nor choose among the few relays that are left.
+func TestHasty(t *testing.T) {
+	world(t, 12, DefaultOptions(), func(t *testing.T, n *simNet, c *simClient) {
+		pool := c.NewPool(PoolConfig{Kind: Inbound, Hops: 3, Want: 2, Owner: newWatcher(t)})
+		deaths := 0
+		for range 20 {
+			n.run(6*time.Second, []*simClient{c}, nil)
+			paths := pool.Paths(time.Now())
+			if len(paths) == 0 {
+				continue
+			}
+			middle := n.byID[paths[0].relays[1]]
+			middle.setSilent(true)
+			paths[0].Suspect()
+			n.run(4*time.Second, []*simClient{c}, nil)
+			middle.setSilent(false)
+			deaths = int(c.Stats().PathsExamined)
+		}
+		if most := 2 * (hastyMax + 2); deaths < hastyMax || deaths > most {
+			t.Errorf("%d paths were given up in 200 s", deaths)
+		}
+	})
+	var p profile
+	now := time.Now()
+	for i := range 9 {
+		if p.fewSilent(now, 20) != (i <= 8) {
+			t.Errorf("%d silent relays", i)
+		}
+		p.fellSilent([]key.Public{{byte(i)}}, now, now)
+	}
+	if p.fewSilent(now, 20) || !p.fewSilent(now, 36) || !p.fewSilent(now.Add(silentTime), 20) {
+		t.Error("9 silent relays")
+	}
+}
+
 // TestSuspectLike: the paths that have a relay in common with a silent one are examined too, but not all at one moment.
 func TestSuspectLike(t *testing.T) {
 	world(t, 8, DefaultOptions(), func(t *testing.T, n *simNet, c *simClient) {

@@ -59,6 +59,19 @@ func (p *profile) silentAt(id key.Public, now time.Time) bool {
 	return ok && now.Sub(since) < silentTime
 }
 
+// fewSilent says whether so few relays are under suspicion that they can be avoided: otherwise who lets paths die could choose for us, by what is left.
+func (p *profile) fewSilent(now time.Time, known int) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n := 0
+	for _, at := range p.silent {
+		if now.Sub(at) < silentTime {
+			n++
+		}
+	}
+	return n <= max(8, known/4)
+}
+
 // How many time-outs are allowed (section 6.1): any relay is in the way of more builds when it is an edge.
 const (
 	allowEdge = 4
