@@ -8,7 +8,7 @@ import (
 	"net/netip"
 
 	"lokinetd/config"
-	"lokinetd/proxy"
+	"lokinetd/netif/proxy"
 )
 
 // forward is one open port of a service's address that leads to a local one.

@@ -14,7 +14,7 @@ import (
 	"lokinetd/config"
 	"lokinetd/dns"
 	"lokinetd/netif"
-	"lokinetd/proxy"
+	"lokinetd/netif/proxy"
 	"lokinetd/router/control"
 	"lokinetd/router/key"
 	"lokinetd/router/link"

@@ -35,8 +35,8 @@ var layers = map[string]struct {
 	"netif":                {"router/packet router/key", "the host side maps addresses to remotes and has no idea how packets reach them"},
 	"netif/lab":            {"", "a lab is namespaces and cables; it must not know what runs in it"},
 	"dns":                  {"router/key", "the name server asks a Source; who answers is not its business"},
-	"proxy":                {"router/key", "the proxy hands what it accepts to a Network; how that carries it is not its business"},
-	"router":               {"router/session router/path router/netdb router/link router/seal router/control router/oxend router/bt router/key router/packet netif dns proxy config", "router wires everything; only the program stands above it"},
+	"netif/proxy":          {"router/key", "the proxy hands what it accepts to a Network; how that carries it is not its business"},
+	"router":               {"router/session router/path router/netdb router/link router/seal router/control router/oxend router/bt router/key router/packet netif netif/proxy dns config", "router wires everything; only the program stands above it"},
 	"cmd/lokinetd":         {"router router/session router/path router/netdb router/link router/seal router/control router/bt router/key router/packet netif netif/lab dns config", "the program may use everything but the test network"},
 	"router/testkit":       {"", "tests of every package may use it, so it can know none; nothing but tests may"},
 	"router/testnet":       {"router router/session router/path router/netdb router/link router/oxend router/seal router/control router/bt router/key router/packet", "the test network plays with nodes, not with hosts"},
@@ -65,7 +65,7 @@ var soleUsers = map[string]string{
 	"github.com/coreos/go-systemd":        "router",
 	"github.com/spf13/cobra":              "cmd/lokinetd",
 	"github.com/prometheus/client_golang": "router",
-	"net/http":                            "router/control cmd/lokinetd proxy",
+	"net/http":                            "router/control cmd/lokinetd netif/proxy",
 }
 
 // testImports are packages of ours that only tests of a package may import beside its row.

@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"lokinetd/router/key"
 	"lokinetd/router/netdb"
 	"lokinetd/router/packet"
@@ -113,6 +115,7 @@ type Table struct {
 	nonces  nonces
 	count   counters
 	gate    gate
+	back    *rate.Limiter // calls of ours to who called us and fell silent
 
 	ctx    context.Context // of look-ups and publications
 	cancel context.CancelFunc
@@ -207,6 +210,7 @@ func newTable(c Config) *Table {
 		remotes: make(map[key.Address]*remote), tags: make(map[uint32]*session),
 	}
 	t.gate.set(c.Limits.Handshakes)
+	t.back = rate.NewLimiter(rate.Every(callBackEvery), callBacks)
 	t.oldInits.max = oldInitLines
 	t.publish.flags, t.publish.srv = c.Flags, c.SRV
 	t.ctx, t.cancel = context.WithCancel(context.Background())
@@ -294,7 +298,7 @@ func (t *Table) tend(r *remote, now time.Time) {
 		} else if r.call != nil {
 			t.drive(r.call, now)
 		}
-	case t.oneSided(r, now) && now.After(r.retry):
+	case t.oneSided(r, now) && now.After(r.retry) && t.back.AllowN(now, 1):
 		r.retry = now.Add(time.Minute)
 		if t.dial(r, now) == nil {
 			t.drive(r.call, now)
@@ -302,6 +306,12 @@ func (t *Table) tend(r *remote, now time.Time) {
 	}
 	t.prune(r)
 }
+
+// Identities cost nothing, and each remote that calls us and falls silent names relays to which we build paths then: as many at once, and one more each time.
+const (
+	callBacks     = 16
+	callBackEvery = 5 * time.Second
+)
 
 // oneSided says whether a remote that called us is sent to without a word of it, for twice as long as an answer may take, or without any word ever: it
 // may have lost the session, or its path, or the init was an old one, and we could not notice otherwise. Packets go on as before while we call it. Before that our path on which it called is examined.
