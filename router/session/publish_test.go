@@ -223,8 +223,10 @@ func TestContact(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		f.mu.Lock()
 		f.stored[2][blinded] = sealed
 		delete(f.stored[1], blinded)
+		f.mu.Unlock()
 		errs := make(chan error, 5)
 		for range 5 {
 			go func() {

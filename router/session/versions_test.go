@@ -305,9 +305,11 @@ func TestOlderRemote(t *testing.T) {
 				t.Fatal(err)
 			}
 			blinded, _ := bob.Public().Blind()
+			f.mu.Lock()
 			for i := range f.stored {
 				f.stored[i][blinded] = sealed
 			}
+			f.mu.Unlock()
 		}
 		publish()
 		a.table.Send(m.addr(), ipPacket("?x"))
