@@ -22,13 +22,16 @@ import (
 func needsHook(t *testing.T) {
 	t.Helper()
 	if _, ok := any((*quic.Conn)(nil)).(hooker); !ok {
+		if os.Getenv("CI") != "" {
+			t.Fatal("this is the original quic-go")
+		}
 		t.Skip("this is the original quic-go")
 	}
 }
 
 // Where the build says that quic-go is the changed one, it is.
 func TestHooked(t *testing.T) {
-	if !strings.Contains(os.Getenv("GOFLAGS"), "-modfile=") {
+	if !strings.Contains(os.Getenv("GOFLAGS"), "-modfile=") && os.Getenv("CI") == "" {
 		t.Skip("this build has the original quic-go")
 	}
 	if _, ok := any((*quic.Conn)(nil)).(hooker); !ok {

@@ -15,9 +15,6 @@ import (
 // TestManySessions: one client has 500 sessions at once, all of which stay. Logged is what they cost, the remotes' ends and all relays included.
 func TestManySessions(t *testing.T) {
 	const sessions = 500
-	if testing.Short() {
-		t.Skip("it makes 500 clients")
-	}
 	synctest.Test(t, func(t *testing.T) {
 		n := New(t, Options{Relays: 30, Clients: sessions + 1, Latency: 10 * time.Millisecond, Seed: seed(t)})
 		time.Sleep(15 * time.Second)
