@@ -63,7 +63,7 @@ var datagramEdits = []edit{
 		file:   "internal/wire/datagram_frame.go",
 		decl:   "type DatagramFrame struct {",
 		marker: "struct {\n",
-		after:  "\tOwner any\n",
+		after:  "\tOwner any\n\n",
 	},
 
 	// What is known of losses.
@@ -94,7 +94,7 @@ var datagramEdits = []edit{
 		file:   "internal/congestion/cubic_sender.go",
 		decl:   "func newCubicSender(",
 		marker: "\tc := &cubicSender{\n",
-		after:  "\t\taccidents: accidents{rtt: rttStats},\n",
+		after:  "\t\taccidents: accidents{rtt: rttStats},\n\n",
 	}, {
 		file:   "internal/congestion/cubic_sender.go",
 		decl:   "func (c *cubicSender) OnPacketAcked(",
