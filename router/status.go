@@ -149,7 +149,7 @@ func (h *host) clientStatus(s *control.Status, now time.Time) {
 				x.Sessions++
 			}
 			s.Sessions = append(s.Sessions, control.Session{Remote: i.Remote.Text(h.config.Network.Suffix), Endpoint: e.Config.Name,
-				Direction: direction(i), State: string(i.State), Since: i.Since, LastActivity: latest(i),
+				Direction: direction(i), State: string(i.State), Handshake: handshake(i), Since: i.Since, LastActivity: latest(i),
 				BytesIn: i.BytesIn, BytesOut: i.BytesOut})
 		}
 		s.Traffic.PacketsIn += st.PacketsIn
@@ -227,6 +227,17 @@ func (h *host) dnsStatus() *control.DNS {
 	}
 	d.Host = h.hostDNS.status()
 	return d
+}
+
+// handshake is the version of the protocol by which the keys of a session were agreed on; "" while there are none.
+func handshake(i session.Info) string {
+	switch {
+	case i.State != session.Established && i.State != session.Answered:
+		return ""
+	case i.Old:
+		return "1.0"
+	}
+	return "1.1"
 }
 
 func latest(i session.Info) time.Time {

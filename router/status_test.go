@@ -68,3 +68,20 @@ func TestNetworkWarnings(t *testing.T) {
 	file.Contacts = nil
 	want("finds nobody")
 }
+
+// TestHandshake: what status and session list say of how a session's keys came to be.
+func TestHandshake(t *testing.T) {
+	for _, c := range []struct {
+		state session.State
+		old   bool
+		want  string
+	}{
+		{session.Seeking, false, ""}, {session.Building, false, ""}, {session.Calling, false, ""},
+		{session.Established, false, "1.1"}, {session.Answered, false, "1.1"},
+		{session.Established, true, "1.0"}, {session.Answered, true, "1.0"},
+	} {
+		if got := handshake(session.Info{State: c.state, Old: c.old}); got != c.want {
+			t.Errorf("%s, old: %v: %q, want %q", c.state, c.old, got, c.want)
+		}
+	}
+}

@@ -174,7 +174,11 @@ func (a *app) sessionCommand() *cobra.Command {
 
 // sessionText describes a session in one line.
 func sessionText(x control.Session, now time.Time) string {
-	return fmt.Sprintf("%-3s %s  %s, in %s, out %s, quiet for %v", x.Direction, x.Remote, x.State,
+	state := x.State
+	if x.Handshake == "1.0" {
+		state += " by the 1.0 handshake (not forward secret)"
+	}
+	return fmt.Sprintf("%-3s %s  %s, in %s, out %s, quiet for %v", x.Direction, x.Remote, state,
 		bytesText(x.BytesIn), bytesText(x.BytesOut), ago(x.LastActivity, now))
 }
 

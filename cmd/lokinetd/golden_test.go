@@ -249,8 +249,8 @@ func clientStatus() control.Status {
 		{Kind: "client", Endpoint: "browsing", State: "building", Hops: hops(11, 13, 14), ExpiresAt: goldenNow.Add(10 * time.Minute)},
 	}
 	s.Sessions = []control.Session{
-		{Remote: goldenClient(4), Endpoint: "browsing", Direction: "out", State: "established", Since: goldenNow.Add(-time.Minute), LastActivity: goldenNow.Add(-2 * time.Second), BytesIn: 464, BytesOut: 561},
-		{Remote: goldenClient(5), Endpoint: "blog", Direction: "in", State: "answered", Since: goldenNow.Add(-time.Hour), LastActivity: goldenNow.Add(-10 * time.Second), BytesIn: 204_000, BytesOut: 9_876_543},
+		{Remote: goldenClient(4), Endpoint: "browsing", Direction: "out", State: "established", Handshake: "1.1", Since: goldenNow.Add(-time.Minute), LastActivity: goldenNow.Add(-2 * time.Second), BytesIn: 464, BytesOut: 561},
+		{Remote: goldenClient(5), Endpoint: "blog", Direction: "in", State: "answered", Handshake: "1.0", Since: goldenNow.Add(-time.Hour), LastActivity: goldenNow.Add(-10 * time.Second), BytesIn: 204_000, BytesOut: 9_876_543},
 	}
 	s.Tun = &control.Tun{Name: "lokinet0", MTU: 1280, IPv6: true}
 	s.DNS = &control.DNS{Listen: []string{"127.3.2.1:53"}, Upstream: []string{"9.9.9.9:53"}, Answers: map[string]uint64{"noerror": 12, "nxdomain": 1},

@@ -92,6 +92,7 @@ type Session struct {
 	Endpoint     string    `json:"endpoint"`
 	Direction    string    `json:"direction"` // out or in
 	State        string    `json:"state"`
+	Handshake    string    `json:"handshake,omitempty"` // 1.1; or 1.0, which is not forward secret; "" while there is none yet
 	Since        time.Time `json:"since"`
 	LastActivity time.Time `json:"last_activity"`
 	BytesIn      uint64    `json:"bytes_in"`
