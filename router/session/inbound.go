@@ -104,6 +104,10 @@ func (t *Table) called(via carrier, h handshake, now time.Time) {
 		return
 	}
 	addr := key.Address{Key: in.remote, Kind: key.Client}
+	if !t.allowed(addr) { // since Accept was asked
+		t.count.DropRefused.Add(1)
+		return
+	}
 	back := &route{via: via, pivot: in.pivot, bare: t.c.Relay}
 	if r := t.remotes[addr]; r != nil {
 		for _, s := range r.sessions {
@@ -368,6 +372,8 @@ const (
 )
 
 func (g *gate) set(perSecond int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
 	g.each = rate.Limit(perSecond) / 2
 	g.all = rate.NewLimiter(rate.Limit(perSecond), gateBurst*perSecond)
 	g.by = make(map[path.ID]*rate.Limiter)

@@ -34,6 +34,7 @@ var (
 	ErrTimeout     = errors.New("session: the remote does not answer")                             // a packet waited 10 s
 	ErrBusy        = errors.New("session: too many calls at once")                                 // Limits.Calls
 	ErrClosed      = errors.New("session: the table is closed")                                    //
+	ErrNotAllowed  = errors.New("session: no session with this client is allowed")                 // Config.Only said no
 	errRefused     = errors.New("session: handshake: refused")                                     // Config.Accept said no
 	errNoRoute     = errors.New("session: the remote's path to us is gone and it was not renewed") //
 )
@@ -47,6 +48,8 @@ type Config struct {
 	// Accept says whether a remote may call us. nil: a relay takes everybody, a client nobody. Who is refused gets no answer. It must not block. A remote that was
 	// called by the 1.0 handshake can call others by it under the caller's key (see Info.Old).
 	Accept func(remote key.Public) bool
+	// Only says with which clients there may be sessions at all, whoever calls; Recheck when its answers change. nil: all. It must not block or call the Table.
+	Only func(remote key.Public) bool
 	// Deliver gets each IP packet that arrives, addresses zero, and owns b. It does not block.
 	Deliver func(from key.Address, b *packet.Buffer)
 	// Undeliverable gets packets that Send took but that cannot be sent, and owns b: for an ICMP error. nil: they are dropped.
@@ -104,7 +107,7 @@ func (l Limits) withDefaults() Limits {
 // # Locks
 //
 // ctl serialises all but packets: handshakes, calls, contacts, timers. It is held while keys are computed (0.5 ms at most) and while messages are handed to a
-// path, never while anything waits, a callback of Config is called, or a pool is told to do something: such things are put on the list after,
+// path, never while anything waits, a callback of Config but Only is called, or a pool is told to do something: such things are put on the list after,
 // which runs when ctl is free again. mu guards the two maps that packets are looked up in: read with either lock held, written with both.
 type Table struct {
 	c       Config
@@ -188,6 +191,9 @@ func newTable(c Config) *Table {
 	}
 	if c.Accept == nil && c.Relay {
 		c.Accept = func(key.Public) bool { return true }
+	}
+	if accept, only := c.Accept, c.Only; accept != nil && only != nil {
+		c.Accept = func(remote key.Public) bool { return only(remote) && accept(remote) }
 	}
 	if c.RelayContact == nil {
 		c.RelayContact = func(key.Public) *netdb.RelayContact { return nil }
@@ -556,6 +562,9 @@ func (t *Table) reach(to key.Address, now time.Time) (*remote, error) {
 	if t.closed {
 		return nil, ErrClosed
 	}
+	if !t.allowed(to) {
+		return nil, ErrNotAllowed
+	}
 	r := t.remotes[to]
 	if r != nil {
 		if r.call != nil || t.best(r, now) != nil {
@@ -640,15 +649,7 @@ func (t *Table) Close() {
 	}
 	t.closed = true
 	for _, r := range t.remotes {
-		t.fail(r, ErrClosed)
-		for _, s := range slices.Clone(r.sessions) {
-			t.signal(s, methodClose, nil)
-			t.remove(s, now)
-		}
-		if r.call != nil {
-			t.hangUp(r.call)
-		}
-		t.prune(r)
+		t.dismiss(r, ErrClosed, now)
 	}
 	if t.entrance != nil {
 		t.later(t.entrance.close)
@@ -656,6 +657,19 @@ func (t *Table) Close() {
 	t.cancel()
 	t.unlock()
 	t.wg.Wait()
+}
+
+// dismiss says good-bye to a remote and forgets it.
+func (t *Table) dismiss(r *remote, why error, now time.Time) {
+	t.fail(r, why)
+	for _, s := range slices.Clone(r.sessions) {
+		t.signal(s, methodClose, nil)
+		t.remove(s, now)
+	}
+	if r.call != nil {
+		t.hangUp(r.call)
+	}
+	t.prune(r)
 }
 
 // State is how far a session has come.
