@@ -296,13 +296,14 @@ ShutdownWaitLength 0
 Log notice file %s/log
 DataDirectory %s
 `
-	// The first votes leave time for all relays to make themselves known; the next ones are rare, so that they take little from the measurements.
+	// The first vote comes when all relays have made themselves known (see startTor); the next ones are rare, so that they take little from the measurements.
 	torAuthority = `AuthoritativeDirectory 1
 V3AuthoritativeDirectory 1
 ContactInfo bench
 TestingV3AuthInitialVotingInterval %d
-TestingV3AuthInitialVoteDelay 8
-TestingV3AuthInitialDistDelay 8
+TestingV3AuthVotingStartOffset %d
+TestingV3AuthInitialVoteDelay %d
+TestingV3AuthInitialDistDelay %d
 V3AuthVotingInterval 1200
 V3AuthVoteDelay 20
 V3AuthDistDelay 20
@@ -312,9 +313,10 @@ TestingDirAuthVoteGuard *
 TestingMinExitFlagThreshold 0
 ConsensusParams cc_alg=2
 `
-	torVoting   = 30                // seconds
-	torPatience = 150 * time.Second // for each of torTries
-	torTries    = 5
+	torVoting   = 120 // seconds from one time for votes to the next, before the first consensus
+	torDelay    = 6   // seconds for votes, and as many for signatures
+	torPatience = 60 * time.Second
+	torTries    = 4
 )
 
 // torProgram finds tor: in PATH, or in Debian's package, which is unpacked and not installed, so that no service starts that joins the public network.
@@ -341,14 +343,16 @@ func torProgram(cache string) (string, error) {
 	return program, nil
 }
 
-// startTor tries again when it does not come up: some drawings of so few relays leave a client without a path.
+// startTor tries again when it does not come up, with more time until the first vote: a relay that an authority does not know by then is missed in
+// the consensus, which stays for long. Authorities that come up after the time to vote, but before the consensus would be valid, vote at once, so the
+// vote's time is counted from the start, not from the clock's whole minutes.
 func startTor(ctx context.Context, dir, program string) (s *system, err error) {
 	for try := range torTries {
 		tries := filepath.Join(dir, strconv.Itoa(try))
 		if err := os.Mkdir(tries, 0o700); err != nil {
 			return nil, err
 		}
-		if s, err = tryTor(ctx, tries, program); err == nil || ctx.Err() != nil {
+		if s, err = tryTor(ctx, tries, program, time.Duration(try+1)*15*time.Second); err == nil || ctx.Err() != nil {
 			break
 		}
 		fmt.Fprintf(os.Stderr, "          try %d: %v\n", try+1, err)
@@ -356,7 +360,7 @@ func startTor(ctx context.Context, dir, program string) (s *system, err error) {
 	return s, err
 }
 
-func tryTor(ctx context.Context, dir, program string) (_ *system, err error) {
+func tryTor(ctx context.Context, dir, program string, vote time.Duration) (_ *system, err error) {
 	var addrs []netip.Prefix
 	for i := range demoRelays {
 		addrs = append(addrs, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 78, 0, byte(i + 1)}), 24))
@@ -425,37 +429,60 @@ func tryTor(ctx context.Context, dir, program string) (_ *system, err error) {
 		c.Stderr = os.Stderr
 		return c, c.Start()
 	}
-	// Consensuses are valid from whole half minutes on, and voted on 16 s before. The first vote is to come when all relays are known: about half a minute from now.
-	select {
-	case <-time.After(time.Duration(45-time.Now().Second()%torVoting) * time.Second % (torVoting * time.Second)):
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-	for i, a := range addrs {
-		more := fmt.Sprintf("Nickname r%d\nAddress %v\nORPort %v:5000\nSocksPort 0\nExitPolicy accept 10.0.0.0/8:*\nExitPolicyRejectPrivate 0\n", i+1, a.Addr(), a.Addr())
+	valid := time.Now().Add(vote + 2*torDelay*time.Second)
+	voting := fmt.Sprintf(torAuthority, torVoting, valid.Unix()%torVoting, torDelay, torDelay)
+	relays := make([]*lab.Cmd, len(addrs))
+	relay := func(i int) (err error) {
+		a := addrs[i].Addr()
+		more := fmt.Sprintf("Nickname r%d\nAddress %v\nORPort %v:5000\nSocksPort 0\nExitPolicy accept 10.0.0.0/8:*\nExitPolicyRejectPrivate 0\n", i+1, a, a)
 		if i < torAuthorities {
-			more += fmt.Sprintf("DirPort %v:7000\n", a.Addr()) + fmt.Sprintf(torAuthority, torVoting)
+			more += fmt.Sprintf("DirPort %v:7000\n", a) + voting
 		}
-		if _, err := start(l.Node, fmt.Sprintf("r%d", i+1), more); err != nil {
+		relays[i], err = start(l.Node, fmt.Sprintf("r%d", i+1), more)
+		return err
+	}
+	for i := range addrs {
+		if err := relay(i); err != nil {
 			return nil, err
 		}
 	}
-	// Those that ask before there is a consensus ask again after a long while, so service and client come when all relays have it.
-	patience := time.Now().Add(torPatience)
-	for i := 0; i < demoRelays; {
-		consensus, _ := os.ReadFile(in(fmt.Sprintf("r%d", i+1), "cached-microdesc-consensus"))
-		switch {
-		case bytes.Count(consensus, []byte("\nr ")) == demoRelays:
-			i++
-		case ctx.Err() != nil:
-			return nil, ctx.Err()
-		case len(consensus) > 0: // the next one is far
-			return nil, errors.New("the first consensus lacks relays: the machine is too busy")
-		case time.Now().After(patience):
-			return nil, fmt.Errorf("no consensus about all relays after %v: the authorities' logs: %s", torPatience, lastLines(in("r1", "log")))
-		default:
-			time.Sleep(200 * time.Millisecond)
+	// Those that ask before there is a consensus ask again after a long while: the relays start again when the authorities have it, service and client
+	// come when all relays have it.
+	consensus := func(from, to int) error {
+		patience := time.Now().Add(torPatience)
+		for i := from; i < to; {
+			consensus, _ := os.ReadFile(in(fmt.Sprintf("r%d", i+1), "cached-microdesc-consensus"))
+			switch n := bytes.Count(consensus, []byte("\nr ")); {
+			case n == demoRelays && bytes.Contains(consensus, []byte("\ndirectory-signature ")):
+				i++
+			case ctx.Err() != nil:
+				return ctx.Err()
+			case len(consensus) > 0 && n < demoRelays && bytes.Contains(consensus, []byte("\ndirectory-signature ")): // the next one is far
+				return fmt.Errorf("the first consensus lacks %d relays", demoRelays-n)
+			case time.Now().After(patience):
+				return fmt.Errorf("relay %d has no consensus after %v: %s", i+1, torPatience, lastLines(in(fmt.Sprintf("r%d", i+1), "log")))
+			default:
+				time.Sleep(100 * time.Millisecond)
+			}
 		}
+		return nil
+	}
+	select {
+	case <-time.After(time.Until(valid)):
+	case <-ctx.Done():
+	}
+	if err := consensus(0, torAuthorities); err != nil {
+		return nil, err
+	}
+	for i := torAuthorities; i < demoRelays; i++ {
+		relays[i].Signal(syscall.SIGTERM)
+		relays[i].Wait()
+		if err := relay(i); err != nil {
+			return nil, err
+		}
+	}
+	if err := consensus(torAuthorities, demoRelays); err != nil {
+		return nil, err
 	}
 	host, err := l.AddNode(lab.NodeConfig{Name: "host", Addrs: []netip.Prefix{netip.MustParsePrefix("10.78.0.101/24")}})
 	if err != nil {
@@ -488,6 +515,7 @@ func tryTor(ctx context.Context, dir, program string) (_ *system, err error) {
 		s.route.to = strings.TrimSpace(string(onion))
 		time.Sleep(50 * time.Millisecond)
 	}
+	patience := time.Now().Add(torPatience)
 	for err := s.run(new(firstByte), "first", "-try", "10s"); err != nil; err = s.run(new(firstByte), "first", "-try", "10s") {
 		if ctx.Err() != nil || time.Now().After(patience) {
 			return nil, fmt.Errorf("the onion service could not be reached in %v: %w; client: %s; service: %s", torPatience, err, lastLines(in("guest", "log")), lastLines(in("host", "log")))
