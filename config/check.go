@@ -14,6 +14,7 @@ const (
 	maxSocket   = 107 // bytes of a socket's path, by the kernel
 	maxServices = 64
 	maxPorts    = 256 // of a service
+	maxSRV      = 32  // of a service; they travel with its contact, which is small
 )
 
 // check looks at each value by itself, as far as its type has not done it. It runs before finish: what is not given is still empty.
@@ -73,6 +74,9 @@ func (c *Config) check(d *decoder) {
 			d.fault(at+".ports", "%d ports, with those of forward: at most %d", n, maxPorts)
 		}
 		s.checkForward(d, at+".forward")
+		if n := len(s.SRV); n > maxSRV {
+			d.fault(at+".srv", "%d records: at most %d", n, maxSRV)
+		}
 	}
 
 	host := func(at string, a netip.AddrPort) {

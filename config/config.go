@@ -118,6 +118,7 @@ type Service struct {
 	Ports   []Port    `toml:"ports" reload:"yes"`           // all others are closed, but for those of Forward
 	Forward []Forward `toml:"forward" reload:"yes"`         // what comes to these ports goes on to a local address
 	Echo    bool      `toml:"echo" reload:"yes"`            // answers ping
+	SRV     []SRV     `toml:"srv" reload:"yes"`             // published with the address
 }
 
 // Relay is about a relay.

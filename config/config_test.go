@@ -91,6 +91,7 @@ name = "blog"
 ports = ["tcp/80", "udp/53"]
 forward = ["443->127.0.0.1:8443", "udp/54 -> [::1]:5354"]
 echo = true
+srv = ["_http._tcp 1 2 80", "_sip._udp 3 4 5 chat.loki"]
 [[service]]
 name = "b"
 key = "/keys/b"
@@ -122,7 +123,8 @@ format = "json"
 		Proxy: Proxy{SOCKS: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:1080"), netip.MustParseAddrPort("[::1]:9050")}},
 		Service: []Service{
 			{Name: "blog", Key: "/etc/x/state/service-blog.key", Ports: []Port{{"tcp", 80}, {"udp", 53}},
-				Forward: []Forward{{Port{"tcp", 443}, netip.MustParseAddrPort("127.0.0.1:8443")}, {Port{"udp", 54}, netip.MustParseAddrPort("[::1]:5354")}}, Echo: true},
+				Forward: []Forward{{Port{"tcp", 443}, netip.MustParseAddrPort("127.0.0.1:8443")}, {Port{"udp", 54}, netip.MustParseAddrPort("[::1]:5354")}}, Echo: true,
+				SRV: []SRV{{"_http._tcp", 1, 2, 80, ""}, {"_sip._udp", 3, 4, 5, "chat.loki"}}},
 			{Name: "b", Key: "/keys/b"},
 		},
 		Relay:   Relay{Listen: netip.MustParseAddrPort("0.0.0.0:1190"), Key: "/etc/x/state/relay.key"},
@@ -259,6 +261,8 @@ func TestErrors(t *testing.T) {
 		{"[[service]]\nname = \"a\"\nports = [\n \"tcp/80\",\n \"80\"]", `x.toml:3: service[0].ports[1]: want "tcp/PORT" or "udp/PORT", with a port of 1 to 65535`},
 		{"[[service]]\nname = \"a\"\nports = [\"tcp/65536\"]", `x.toml:3: service[0].ports[0]: want "tcp/PORT" or "udp/PORT", with a port of 1 to 65535`},
 		{"[[service]]\nname = \"a\"\nforward = [\"80\"]", `x.toml:3: service[0].forward[0]: want "PORT -> ADDRESS:PORT" with the port of the service, "80" or "udp/53", and the local one, "127.0.0.1:8080"`},
+		{"[[service]]\nname = \"a\"\nsrv = [\"_http._tcp 80\"]", `x.toml:3: service[0].srv[0]: want "_SERVICE._PROTO PRIORITY WEIGHT PORT [TARGET]" like "_http._tcp 10 0 80", with a target in .loki or .sesh if it is not the service itself, or "." for none`},
+		{"[[service]]\nname = \"a\"\nsrv = [\"_http._tcp 0 0 1\", \"_HTTP._TCP 0 0 1 localhost.loki\"]", "x.toml:3: service[0].srv[1]: is the same as service[0].srv[0]"},
 		{"[[service]]\nname = \"a\"\nforward = [\"80 -> 127.0.0.1\"]", `x.toml:3: service[0].forward[0]: want "PORT -> ADDRESS:PORT" with the port of the service, "80" or "udp/53", and the local one, "127.0.0.1:8080"`},
 		{"[[service]]\nname = \"a\"\nforward = [\"80 -> localhost:80\"]", `x.toml:3: service[0].forward[0]: want "PORT -> ADDRESS:PORT" with the port of the service, "80" or "udp/53", and the local one, "127.0.0.1:8080"`},
 		{"[[service]]\nname = \"a\"\nforward = [\"0 -> 127.0.0.1:80\"]", `x.toml:3: service[0].forward[0]: want "PORT -> ADDRESS:PORT" with the port of the service, "80" or "udp/53", and the local one, "127.0.0.1:8080"`},

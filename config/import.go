@@ -38,6 +38,12 @@ type Note struct {
 	Message string
 }
 
+// The keys of the one service that there may be.
+const (
+	serviceKey = "service[0].key"
+	serviceSRV = "service[0].srv"
+)
+
 // maxSettings bounds the settings of a file; each may be looked at as often as there are wrong ones.
 const maxSettings = 2000
 
@@ -112,7 +118,6 @@ type importer struct {
 	old     bool
 	relay   bool
 	values  map[string][]imported // by key; single values and lists alike
-	service []imported            // the key file of a service
 	notes   []Note
 }
 
@@ -231,8 +236,12 @@ func (m *importer) get(setting string) (iniLine, bool) {
 
 // drop leaves out the value that a check has found wrong; false: it is none of the file's.
 func (m *importer) drop(e *Error) bool {
-	name, index, isList := strings.Cut(e.Key, "[")
-	i, _ := strconv.Atoi(strings.TrimSuffix(index, "]"))
+	name, i, isList := e.Key, 0, strings.HasSuffix(e.Key, "]")
+	if isList {
+		open := strings.LastIndexByte(name, '[')
+		i, _ = strconv.Atoi(name[open+1 : len(name)-1])
+		name = name[:open]
+	}
 	vs := m.values[name]
 	if i >= len(vs) {
 		return false
@@ -286,19 +295,26 @@ func (m *importer) write(from string) []byte {
 			}
 		}
 		if isListKey(k) {
-			texts := make([]string, len(vs))
-			for i, v := range vs {
-				texts[i] = v.text
-			}
-			fmt.Fprintf(&b, "%s = [%s]\n", name, strings.Join(texts, ", "))
+			fmt.Fprintf(&b, "%s = [%s]\n", name, strings.Join(texts(vs), ", "))
 		} else {
 			fmt.Fprintf(&b, "%s = %s\n", name, vs[0].text)
 		}
 	}
-	for _, s := range m.service {
+	for _, s := range m.values[serviceKey] {
 		fmt.Fprintf(&b, "\n# The address that others reached this host by. Nothing is open until it stands in ports, as in [\"tcp/80\"].\n[[service]]\nname = %q\nkey = %s\nports = []\necho = true\n", "imported", s.text)
+		if srv := m.values[serviceSRV]; len(srv) > 0 {
+			fmt.Fprintf(&b, "srv = [%s]\n", strings.Join(texts(srv), ", "))
+		}
 	}
 	return b.Bytes()
+}
+
+func texts(vs []imported) []string {
+	all := make([]string, len(vs))
+	for i, v := range vs {
+		all[i] = v.text
+	}
+	return all
 }
 
 func isListKey(k string) bool {
@@ -345,12 +361,18 @@ func (m *importer) finish() {
 	switch {
 	case m.relay:
 	case hasKey && keyLine.value != "" && (!set || on || !understood):
-		m.service = []imported{{quote(m.key(keyLine)), keyLine}}
+		m.set(keyLine, serviceKey, quote(m.key(keyLine)))
 		m.note(keyLine, "the address is kept, as that of the service \"imported\". All ports were open to others; now say in its ports which are")
 	case hasKey && keyLine.value != "":
 		m.set(keyLine, "client.key", quote(m.key(keyLine)))
 	case set && on:
 		m.note(reachable, "without a keyfile the address was another one at each start. A [[service]] has one that stays")
+	}
+	if len(m.values[serviceKey]) == 0 {
+		for _, v := range m.values[serviceSRV] {
+			m.note(v.from, "left out: records are published with an address that stays, and there is none: it needs a keyfile, and reachable not off")
+		}
+		delete(m.values, serviceSRV)
 	}
 	if !m.relay {
 		return

@@ -183,7 +183,7 @@ var importRules = map[string]importRule{
 	"network.ifaddr":                 {client: true, multi: true, do: interfaceAddress},
 	"network.mapaddr":                {multi: true, do: none("remotes get local addresses by themselves, and keep them")},
 	"network.expired-address-cache":  {of: sessionRouter, do: none("addresses are kept as long as there is room")},
-	"network.srv":                    {multi: true, do: none("a service publishes no SRV records yet")},
+	"network.srv":                    {client: true, multi: true, do: record},
 	"network.persist-addrmap-file":   {do: none("addresses are kept in data_dir")},
 
 	"paths.edge-connections":    {of: sessionRouter, client: true, do: asNumber("paths.edge_connections")},
@@ -268,6 +268,21 @@ func dataDir(m *importer, l iniLine) {
 		what = "; copy " + m.path(l.value+"/bootstrap.signed") + " to it, if there is that file"
 	}
 	m.note(l, "left out: lokinetd has a data directory of its own, %s%s", defaults().DataDir, what)
+}
+
+// record takes a service record.
+func record(m *importer, l iniLine) {
+	var r SRV
+	have := m.values[serviceSRV]
+	switch err := r.UnmarshalText([]byte(l.value)); {
+	case l.value == "":
+	case err != nil:
+		m.note(l, "left out: %v", err)
+	case len(have) == maxSRV:
+		m.note(l, "left out: at most %d records", maxSRV)
+	case !slices.ContainsFunc(have, func(v imported) bool { return v.text == quote(r.String()) }):
+		m.set(l, serviceSRV, quote(r.String()))
+	}
 }
 
 // understood takes a truth that finish looks at.

@@ -153,7 +153,7 @@ func (h *host) addService(s config.Service) error {
 		return err
 	}
 	ec := h.endpointConfig(s.Name, secret)
-	ec.Service = true
+	ec.Service, ec.SRV = true, records(s, secret.Public())
 	he := &hostEndpoint{lasting: true}
 	he.service.Store(&s)
 	return h.addEndpoint(ec, he, netif.ServiceBits4, netip.Prefix{}, netip.Prefix{})
@@ -182,6 +182,9 @@ next:
 		for _, e := range h.endpoints {
 			if old := e.service.Load(); old != nil && old.Name == s.Name {
 				e.service.Store(&s)
+				if !slices.Equal(old.SRV, s.SRV) {
+					e.Sessions.SetContact(e.Config.Flags, records(s, e.Address().Key))
+				}
 				e.place.Load().SetInbound(inbound(s))
 				continue next
 			}
@@ -189,6 +192,19 @@ next:
 		errs = append(errs, h.addService(s))
 	}
 	return errors.Join(append(errs, h.applyAddresses(), h.setForwards())...)
+}
+
+// records are the service records that the contact of a service with the key self bears. What is meant for the service itself is written as its address, in
+// the spelling that the reference uses.
+func records(s config.Service, self key.Public) []netdb.SRV {
+	all := make([]netdb.SRV, len(s.SRV))
+	for i, r := range s.SRV {
+		all[i] = netdb.SRV(r)
+		if r.Target == "" {
+			all[i].Target = key.Address{Key: self}.Text(key.TLDSesh)
+		}
+	}
+	return all
 }
 
 // inbound is what a service lets in.

@@ -137,6 +137,11 @@ func direction(i session.Info) string {
 }
 
 func (s source) Services(ctx context.Context, a key.Address) ([]dns.SRV, error) {
+	for _, e := range s.h.endpoints {
+		if service := e.service.Load(); service != nil && e.Address() == a { // a service of this host: its records need no path
+			return answers(records(*service, a.Key)), nil
+		}
+	}
 	c, err := s.h.browsing().Sessions.Contact(ctx, a.Key)
 	if errors.Is(err, session.ErrNotFound) {
 		return nil, dns.ErrNotExist
@@ -144,9 +149,13 @@ func (s source) Services(ctx context.Context, a key.Address) ([]dns.SRV, error) 
 	if err != nil {
 		return nil, err
 	}
-	records := make([]dns.SRV, len(c.SRV))
-	for i, r := range c.SRV {
-		records[i] = dns.SRV{Service: r.Service, Priority: r.Priority, Weight: r.Weight, Port: r.Port, Target: r.Target}
+	return answers(c.SRV), nil
+}
+
+func answers(records []netdb.SRV) []dns.SRV {
+	all := make([]dns.SRV, len(records))
+	for i, r := range records {
+		all[i] = dns.SRV(r)
 	}
-	return records, nil
+	return all
 }
