@@ -113,12 +113,15 @@ type Proxy struct {
 
 // Service is an endpoint with an address of its own that others can call.
 type Service struct {
-	Name    string    `toml:"name" reload:"yes"`            // 1 to 32 of a-z, 0-9 and inner hyphens; unique
-	Key     string    `toml:"key" path:"file" reload:"yes"` // made when it does not exist
-	Ports   []Port    `toml:"ports" reload:"yes"`           // all others are closed, but for those of Forward
-	Forward []Forward `toml:"forward" reload:"yes"`         // what comes to these ports goes on to a local address
-	Echo    bool      `toml:"echo" reload:"yes"`            // answers ping
-	SRV     []SRV     `toml:"srv" reload:"yes"`             // published with the address
+	Name           string    `toml:"name" reload:"yes"`                               // 1 to 32 of a-z, 0-9 and inner hyphens; unique
+	Key            string    `toml:"key" path:"file" reload:"yes"`                    // made when it does not exist
+	Ports          []Port    `toml:"ports" reload:"yes"`                              // all others are closed, but for those of Forward
+	Forward        []Forward `toml:"forward" reload:"yes"`                            // what comes to these ports goes on to a local address
+	Echo           bool      `toml:"echo" reload:"yes"`                               // answers ping
+	Clients        string    `toml:"clients" path:"dir" reload:"yes"`                 // folder with a file for each client that may call; "": all may
+	MaxSessions    int       `toml:"max_sessions" bounds:"1..65536" reload:"yes"`     // at a time, of callers
+	MaxNewSessions int       `toml:"max_new_sessions" bounds:"1..10000" reload:"yes"` // calls a second that are looked at; four times as many at once
+	SRV            []SRV     `toml:"srv" reload:"yes"`                                // published with the address
 }
 
 // Relay is about a relay.
@@ -192,8 +195,15 @@ func (c *Config) finish() {
 		c.Relay.Key = filepath.Join(c.DataDir, "relay.key")
 	}
 	for i := range c.Service {
-		if s := &c.Service[i]; s.Key == "" {
+		s := &c.Service[i]
+		if s.Key == "" {
 			s.Key = filepath.Join(c.DataDir, "service-"+s.Name+".key")
+		}
+		if s.MaxSessions == 0 {
+			s.MaxSessions = 4096
+		}
+		if s.MaxNewSessions == 0 {
+			s.MaxNewSessions = 100
 		}
 	}
 }

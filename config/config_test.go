@@ -92,6 +92,9 @@ ports = ["tcp/80", "udp/53"]
 forward = ["443->127.0.0.1:8443", "udp/54 -> [::1]:5354"]
 echo = true
 srv = ["_http._tcp 1 2 80", "_sip._udp 3 4 5 chat.loki"]
+clients = "friends"
+max_sessions = 7
+max_new_sessions = 8
 [[service]]
 name = "b"
 key = "/keys/b"
@@ -124,8 +127,9 @@ format = "json"
 		Service: []Service{
 			{Name: "blog", Key: "/etc/x/state/service-blog.key", Ports: []Port{{"tcp", 80}, {"udp", 53}},
 				Forward: []Forward{{Port{"tcp", 443}, netip.MustParseAddrPort("127.0.0.1:8443")}, {Port{"udp", 54}, netip.MustParseAddrPort("[::1]:5354")}}, Echo: true,
-				SRV: []SRV{{"_http._tcp", 1, 2, 80, ""}, {"_sip._udp", 3, 4, 5, "chat.loki"}}},
-			{Name: "b", Key: "/keys/b"},
+				SRV:     []SRV{{"_http._tcp", 1, 2, 80, ""}, {"_sip._udp", 3, 4, 5, "chat.loki"}},
+				Clients: "/etc/x/friends", MaxSessions: 7, MaxNewSessions: 8},
+			{Name: "b", Key: "/keys/b", MaxSessions: 4096, MaxNewSessions: 100},
 		},
 		Relay:   Relay{Listen: netip.MustParseAddrPort("0.0.0.0:1190"), Key: "/etc/x/state/relay.key"},
 		Control: Control{Socket: "/tmp/s"},
@@ -260,6 +264,9 @@ func TestErrors(t *testing.T) {
 		{"[[service]]\nname = \"a\"\nkey = \"k\"\n[[service]]\nname = \"b\"\nkey = \"./k\"", "x.toml:6: service[1].key: k is the key file of service[0].key already"},
 		{"[[service]]\nname = \"a\"\nports = [\n \"tcp/80\",\n \"80\"]", `x.toml:3: service[0].ports[1]: want "tcp/PORT" or "udp/PORT", with a port of 1 to 65535`},
 		{"[[service]]\nname = \"a\"\nports = [\"tcp/65536\"]", `x.toml:3: service[0].ports[0]: want "tcp/PORT" or "udp/PORT", with a port of 1 to 65535`},
+		{"[[service]]\nname = \"a\"\nmax_sessions = 0", "x.toml:3: service[0].max_sessions: 0 is out of range: want 1 to 65536"},
+		{"[[service]]\nname = \"a\"\nmax_new_sessions = \"5\"", "x.toml:3: service[0].max_new_sessions: want a whole number, got a text"},
+		{"[[service]]\nname = \"a\"\nclients = [\"x\"]", "x.toml:3: service[0].clients: want a text in quotes, got a list"},
 		{"[[service]]\nname = \"a\"\nforward = [\"80\"]", `x.toml:3: service[0].forward[0]: want "PORT -> ADDRESS:PORT" with the port of the service, "80" or "udp/53", and the local one, "127.0.0.1:8080"`},
 		{"[[service]]\nname = \"a\"\nsrv = [\"_http._tcp 80\"]", `x.toml:3: service[0].srv[0]: want "_SERVICE._PROTO PRIORITY WEIGHT PORT [TARGET]" like "_http._tcp 10 0 80", with a target in .loki or .sesh if it is not the service itself, or "." for none`},
 		{"[[service]]\nname = \"a\"\nsrv = [\"_http._tcp 0 0 1\", \"_HTTP._TCP 0 0 1 localhost.loki\"]", "x.toml:3: service[0].srv[1]: is the same as service[0].srv[0]"},
@@ -373,7 +380,7 @@ func TestExample(t *testing.T) {
 	}
 	c, err = Parse([]byte(strings.Join(set, "\n")), "/etc/lokinetd/lokinetd.toml")
 	want := Default()
-	want.Service = []Service{{Name: "blog", Key: "/var/lib/lokinetd/service-blog.key", Ports: []Port{{"tcp", 80}}}}
+	want.Service = []Service{{Name: "blog", Key: "/var/lib/lokinetd/service-blog.key", Ports: []Port{{"tcp", 80}}, MaxSessions: 4096, MaxNewSessions: 100}}
 	if err != nil || !reflect.DeepEqual(c, want) {
 		t.Errorf("with all keys set: %v\n got %+v\nwant %+v", err, c, want)
 	}

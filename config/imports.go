@@ -118,7 +118,7 @@ func quiet(*importer, iniLine) {}
 
 const (
 	noExit    = "exit traffic is not supported"
-	noAuth    = "whoever knows a service's address reaches its open ports; single clients cannot be admitted or refused yet"
+	noAuth    = "who may call a service is said by a folder with a file for each client: set clients in [[service]]; until then everybody may who knows the address"
 	noThreads = "lokinetd uses the processors that there are"
 	noAPI     = "programs talk to lokinetd over a unix socket, see [control]"
 	noKeys    = "on the public network oxend holds a relay's key, in private ones it is the file in relay.key"
