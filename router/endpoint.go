@@ -14,8 +14,10 @@ import (
 type EndpointConfig struct {
 	Name    string
 	Secret  *key.Secret
-	Service bool // publishes its contact and lets others call
-	Inbound int  // inbound paths wanted; 0: 4
+	Service bool                         // publishes its contact and lets others call
+	Only    func(remote key.Public) bool // see session.Config; nil: all
+	Limits  session.Limits
+	Inbound int // inbound paths wanted; 0: 4
 	Flags   uint8
 	SRV     []netdb.SRV
 
@@ -49,7 +51,7 @@ func (n *Node) AddEndpoint(c EndpointConfig) (*Endpoint, error) {
 		Name: c.Name, Self: c.Secret, Accept: accept, Deliver: c.Deliver, Undeliverable: c.Undeliverable,
 		Paths: n.client.paths, Inbound: c.Inbound, InboundHops: c.InboundHops, Outbound: c.Outbound,
 		ClientHops: c.ClientHops, RelayHops: c.RelayHops, RelayContact: n.store.Get,
-		Publish: c.Service, Flags: c.Flags, SRV: c.SRV, Published: c.Published, Inbounds: n.client.inboundsChanged, Log: n.log.With("mod", "session"),
+		Publish: c.Service, Flags: c.Flags, SRV: c.SRV, Published: c.Published, Inbounds: n.client.inboundsChanged, Only: c.Only, Limits: c.Limits, Log: n.log.With("mod", "session"),
 	}
 	n.times.watch(&sc)
 	e.Sessions = session.NewTable(sc)

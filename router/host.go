@@ -47,6 +47,7 @@ type host struct {
 	ofNetwork   atomic.Pointer[string]        // what the last look at the network file found wrong; nil: nothing
 	ofBootstrap atomic.Pointer[string]        // likewise at the bootstrap files
 	ofConfig    atomic.Pointer[string]        // likewise of the configuration
+	ofClients   atomic.Pointer[string]        // likewise of the lists of who may call services
 
 	// Of a client.
 	before   netif.Changes // what an earlier run has left on the host
@@ -60,6 +61,7 @@ type host struct {
 	proxy    *proxy.Server // without a TUN
 	proxyAt  proxy.Config  // where it listens
 	forwards forwards
+	unserved bool                            // the services could not all be made as configured
 	served   atomic.Pointer[[]*hostEndpoint] // see endpoints
 	kept     map[string]netif.Kept           // by keepName: of the last run, or of a service that has been removed
 
@@ -88,6 +90,7 @@ type hostEndpoint struct {
 	place   atomic.Pointer[netif.Endpoint]
 	lasting bool                           // the address is the same at the next start
 	service atomic.Pointer[config.Service] // nil: the browsing one
+	clients atomic.Pointer[clientList]     // of a service
 	pings   pings
 }
 

@@ -8,9 +8,11 @@ import (
 
 	"lokinetd/config"
 	"lokinetd/netif"
+	"lokinetd/router/control"
 	"lokinetd/router/key"
 	"lokinetd/router/netdb"
 	"lokinetd/router/packet"
+	"lokinetd/router/session"
 )
 
 // The identities of this host: what an endpoint needs of the TUN, and services that come and go with the configuration. For the start and the main loop's
@@ -35,6 +37,7 @@ func (h *host) openEndpoints() error {
 			return err
 		}
 	}
+	h.readClientLists()
 	return h.applyAddresses()
 }
 
@@ -154,8 +157,11 @@ func (h *host) addService(s config.Service) error {
 	}
 	ec := h.endpointConfig(s.Name, secret)
 	ec.Service, ec.SRV = true, records(s, secret.Public())
+	ec.Limits = session.Limits{Sessions: s.MaxSessions, Handshakes: s.MaxNewSessions}
 	he := &hostEndpoint{lasting: true}
+	ec.Only = he.allows
 	he.service.Store(&s)
+	he.clients.Store(&clientList{}) // nobody, before readClientLists
 	return h.addEndpoint(ec, he, netif.ServiceBits4, netip.Prefix{}, netip.Prefix{})
 }
 
@@ -168,7 +174,8 @@ func (h *host) removeService(e *hostEndpoint) {
 	h.node.RemoveEndpoint(e.Endpoint)
 }
 
-// setServices makes the services those of a new configuration. One whose name and key stay keeps its sessions. An error leaves out what it is about.
+// setServices makes the services those of a new configuration, but for who may call them (readClientLists). One whose name and key stay keeps its sessions. An error
+// leaves out what it is about.
 func (h *host) setServices(want []config.Service) error {
 	var errs []error
 	for _, e := range *h.served.Load() {
@@ -186,6 +193,7 @@ next:
 					e.Sessions.SetContact(e.Config.Flags, records(s, e.Address().Key))
 				}
 				e.place.Load().SetInbound(inbound(s))
+				e.Sessions.SetLimits(s.MaxSessions, s.MaxNewSessions)
 				continue next
 			}
 		}
@@ -223,4 +231,24 @@ func inbound(s config.Service) netif.Inbound {
 		}
 	}
 	return in
+}
+
+// serviceStatus is what status says of a service only; names are of the network file f.
+func (e *hostEndpoint) serviceStatus(x *control.Endpoint, f *netdb.NetworkFile, st session.Stats) {
+	s := e.service.Load()
+	if s == nil {
+		return
+	}
+	for _, fw := range s.Forward {
+		x.Forwards = append(x.Forwards, fw.String())
+	}
+	for name, owner := range f.Names {
+		if owner == e.Address().Key {
+			x.Names = append(x.Names, name)
+		}
+	}
+	slices.Sort(x.Names)
+	x.ClientsFrom, x.Clients = s.Clients, len(*e.clients.Load())
+	x.MaxSessions, x.MaxNewSessions = s.MaxSessions, s.MaxNewSessions
+	x.Refused, x.TooMany = st.DropRefused, st.DropFull+st.DropRate
 }

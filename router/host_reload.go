@@ -1,6 +1,7 @@
 package router
 
 import (
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -31,9 +32,10 @@ func (h *host) reload() {
 	c, err := h.again()
 	if err != nil {
 		h.wrong(&h.ofConfig, "configuration refused, the former one stays", err)
-		return
+	} else {
+		h.reloadConfig(c)
 	}
-	h.reloadConfig(c)
+	h.readClientLists() // in any case: who is struck off must not stay for a fault elsewhere
 }
 
 // wrong logs an error and keeps it for status, until the next look.
@@ -47,7 +49,7 @@ func (h *host) wrong(of *atomic.Pointer[string], what string, err error) {
 
 // reloadWarnings is what status says about the last reload.
 func (h *host) reloadWarnings() (all []string) {
-	for _, of := range []*atomic.Pointer[string]{&h.ofNetwork, &h.ofBootstrap, &h.ofConfig} {
+	for _, of := range []*atomic.Pointer[string]{&h.ofNetwork, &h.ofBootstrap, &h.ofConfig, &h.ofClients} {
 		if text := of.Load(); text != nil {
 			all = append(all, *text)
 		}
@@ -59,7 +61,11 @@ func (h *host) reloadWarnings() (all []string) {
 func (h *host) reloadConfig(c *config.Config) {
 	now := *h.current.Load()
 	var later []string
-	for _, change := range config.Diff(&now, c) {
+	changes := config.Diff(&now, c)
+	if service := (config.Change{Key: "service", Reload: true}); h.unserved && !slices.Contains(changes, service) {
+		changes = append(changes, service)
+	}
+	for _, change := range changes {
 		var err error
 		switch change.Key {
 		case "log.level": // done by who read the configuration
@@ -67,6 +73,7 @@ func (h *host) reloadConfig(c *config.Config) {
 		case "service":
 			now.Service = c.Service
 			err = h.setServices(c.Service)
+			h.unserved = err != nil
 		case "dns.upstream":
 			if h.dns != nil {
 				err = h.setUpstream(c.DNS.Upstream)

@@ -63,6 +63,17 @@ type Endpoint struct {
 	PublishedAt  *time.Time `json:"published_at,omitempty"`
 	Sessions     int        `json:"sessions"`
 	Traffic      Traffic    `json:"traffic"`
+
+	// Of a service.
+
+	Forwards       []string `json:"forwards,omitempty"`         // ports that lead to a local address: "tcp/80 -> 127.0.0.1:8080"
+	Names          []string `json:"names,omitempty"`            // that the file of a private network gives to it
+	ClientsFrom    string   `json:"clients_from,omitempty"`     // the folder that says who may call; none: everybody
+	Clients        int      `json:"clients,omitempty"`          // that may call, by that folder
+	MaxSessions    int      `json:"max_sessions,omitempty"`     //
+	MaxNewSessions int      `json:"max_new_sessions,omitempty"` // a second
+	Refused        uint64   `json:"refused,omitempty"`          // calls of who may not
+	TooMany        uint64   `json:"too_many,omitempty"`         // calls beyond the limits
 }
 
 // Edge is a relay that the daemon is connected to. Bytes are those of the UDP packets.
