@@ -87,6 +87,7 @@ func (r *relay) status(s *control.Status) {
 	if r.beside != nil {
 		r.beside.status(s)
 	}
+	s.NotHidden = append(s.NotHidden, "everybody can know that a relay runs at this IP address: its contact says so")
 	s.Endpoints = append(s.Endpoints, control.Endpoint{Name: "relay", Kind: "relay", Address: key.Address{Key: r.self, Kind: key.Relay}.String()})
 	s.Relay = &control.Relay{PublicAddress: r.n.config.Public.String(), Registered: registered, Peers: len(r.n.peers.Connected()),
 		Clients: int(r.clients.Load()), TransitHops: int(st.Hops), StoredClients: int(r.contacts.Stats().Count)}
@@ -98,12 +99,6 @@ func (r *relay) status(s *control.Status) {
 
 func (h *host) clientStatus(s *control.Status, now time.Time) {
 	n, c := h.node, h.node.client
-	others := "ordinary sites (all that is not .loki, .sesh or .snode) are reached as before"
-	if h.proxy != nil {
-		others = "all that programs do beside the proxies; one that resolves names itself tells its resolver of .loki names too (docs/proxy.md)"
-	}
-	s.NotHidden = append(s.NotHidden, others,
-		"that you use this program, from your network provider")
 	for _, l := range n.peers.Connected() {
 		st := l.Stats()
 		s.Edges = append(s.Edges, control.Edge{Relay: l.Remote().String(), Address: l.RemoteAddr().String(), Since: n.links.since(l),
@@ -151,7 +146,7 @@ func (h *host) clientStatus(s *control.Status, now time.Time) {
 			}
 			s.Sessions = append(s.Sessions, control.Session{Remote: i.Remote.Text(h.config.Network.Suffix), Endpoint: e.Config.Name,
 				Direction: direction(i), State: string(i.State), Handshake: handshake(i), Since: i.Since, LastActivity: latest(i),
-				BytesIn: i.BytesIn, BytesOut: i.BytesOut})
+				BytesIn: i.BytesIn, BytesOut: i.BytesOut, Hops: relayIDs(i.Hops)})
 		}
 		s.Traffic.PacketsIn += st.PacketsIn
 		s.Traffic.PacketsOut += st.PacketsOut
@@ -159,6 +154,7 @@ func (h *host) clientStatus(s *control.Status, now time.Time) {
 		s.Traffic.BytesOut += st.BytesOut
 		s.Endpoints = append(s.Endpoints, x)
 	}
+	s.NotHidden = h.notHidden(s)
 	if s.Proxy = h.proxyStatus(); s.Proxy != nil {
 		return
 	}
@@ -169,6 +165,34 @@ func (h *host) clientStatus(s *control.Status, now time.Time) {
 			s.Warnings = append(s.Warnings, strings.TrimSpace("programs on this machine do not ask our name server: "+x.Problem+". "+x.Advice))
 		}
 	}
+}
+
+// notHidden says in plain words who learns what in spite of us; s is complete but for this.
+func (h *host) notHidden(s *control.Status) []string {
+	c := h.config
+	all := []string{
+		"your network provider sees that this machine takes part in this network, when, and how much it sends",
+		"the relays that you connect to see this machine's IP address, but not whom you talk to",
+	}
+	if p := c.Paths; min(p.ClientHops, p.RelayHops, p.InboundHops) < 2 {
+		all[1] = "paths of one relay are configured: that relay sees this machine's IP address and where the path leads"
+	}
+	if c.Client.Key != "" {
+		all = append(all, "the sites in this network that you visit can tell that all your visits, also after a restart, are by one visitor: client.key is set")
+	} else {
+		all = append(all, "the sites in this network that you visit can tell that all your visits until the next restart are by one visitor")
+	}
+	if len(s.Endpoints) > 1 {
+		all = append(all, "who knows the address of a service can see when it is online")
+	}
+	if slices.ContainsFunc(s.Sessions, func(x control.Session) bool { return x.Handshake == "1.0" }) {
+		all = append(all, "a session by the 1.0 handshake can be read later by who records it now and gets hold of a key then")
+	}
+	all = append(all, "who watches both ends of a connection can match them by time and volume")
+	if h.proxy != nil {
+		return append(all, "what programs do beside the proxies is as before; one that resolves names itself tells its resolver of .loki names too (docs/proxy.md)")
+	}
+	return append(all, "all other sites (not .loki, .sesh or .snode) are reached as before, not through this network")
 }
 
 // whyNotReady says what stands between a client and its first path, and what to do about it where that is known.
@@ -439,10 +463,14 @@ func echoRequest(id, seq uint16) *packet.Buffer {
 }
 
 func pathInfo(p path.Info) control.Path {
-	x := control.Path{Kind: map[path.Kind]string{path.Inbound: "inbound", path.Aligned: "client", path.ToRelay: "relay"}[p.Kind],
-		Endpoint: p.Pool, State: p.State, Hops: []string{}, ExpiresAt: p.Expiry, RTTms: ms(p.RTT), JitterMs: ms(p.Jitter)}
-	for _, id := range p.Hops {
-		x.Hops = append(x.Hops, id.String())
+	return control.Path{Kind: map[path.Kind]string{path.Inbound: "inbound", path.Aligned: "client", path.ToRelay: "relay"}[p.Kind],
+		Endpoint: p.Pool, State: p.State, Hops: relayIDs(p.Hops), ExpiresAt: p.Expiry, RTTms: ms(p.RTT), JitterMs: ms(p.Jitter)}
+}
+
+func relayIDs(ids []key.Public) []string {
+	list := make([]string, len(ids))
+	for i, id := range ids {
+		list[i] = id.String()
 	}
-	return x
+	return list
 }

@@ -49,6 +49,7 @@ func golden(t *testing.T, file string) {
 		t.Fatalf("%s: the first line names no daemon: %q", file, first)
 	}
 	t.Chdir(t.TempDir())
+	t.Setenv("LC_ALL", "C.UTF-8")
 	if api != nil {
 		serve(t, api)
 	}
@@ -227,7 +228,9 @@ func clientStatus() control.Status {
 	s.ReadyAt = &ready
 	s.Timeline = append(s.Timeline, control.Stage{Name: "first edge", AtMs: 39.75}, control.Stage{Name: "edges connected", AtMs: 40.125},
 		control.Stage{Name: "first path", AtMs: 44}, control.Stage{Name: "running", AtMs: 52.5})
-	s.NotHidden = []string{"ordinary sites (all that is not .loki, .sesh or .snode) are reached as before", "that you use this program, from your network provider"}
+	s.NotHidden = []string{"your network provider sees that this machine takes part in this network, when, and how much it sends",
+		"the relays that you connect to see this machine's IP address, but not whom you talk to",
+		"all other sites (not .loki, .sesh or .snode) are reached as before, not through this network"}
 	s.Endpoints = []control.Endpoint{
 		{Name: "browsing", Kind: "browsing", Address: goldenClient(3), IPv4: "172.16.0.1", IPv6: "fd2e:7365:7368::1", InboundPaths: 4, InboundWant: 4,
 			Sessions: 1, Traffic: control.Traffic{PacketsIn: 4, PacketsOut: 6, BytesIn: 464, BytesOut: 561}},
@@ -247,9 +250,12 @@ func clientStatus() control.Status {
 	s.Paths = []control.Path{
 		{Kind: "inbound", Endpoint: "browsing", State: "up", Hops: hops(10, 12, 13), ExpiresAt: goldenNow.Add(20 * time.Minute), RTTms: 101.5, JitterMs: 3.25},
 		{Kind: "client", Endpoint: "browsing", State: "building", Hops: hops(11, 13, 14), ExpiresAt: goldenNow.Add(10 * time.Minute)},
+		{Kind: "client", Endpoint: "browsing", State: "up", Hops: hops(10, 13, 14), ExpiresAt: goldenNow.Add(5*time.Minute + 20*time.Second), RTTms: 80, JitterMs: 1},
+		{Kind: "inbound", Endpoint: "blog", State: "up", Hops: hops(11, 12, 14), ExpiresAt: goldenNow.Add(21 * time.Minute)},
 	}
 	s.Sessions = []control.Session{
-		{Remote: goldenClient(4), Endpoint: "browsing", Direction: "out", State: "established", Handshake: "1.1", Since: goldenNow.Add(-time.Minute), LastActivity: goldenNow.Add(-2 * time.Second), BytesIn: 464, BytesOut: 561},
+		{Remote: goldenClient(4), Endpoint: "browsing", Direction: "out", State: "established", Handshake: "1.1", Since: goldenNow.Add(-time.Minute), LastActivity: goldenNow.Add(-2 * time.Second), BytesIn: 464, BytesOut: 561,
+			Hops: hops(10, 13, 14)},
 		{Remote: goldenClient(5), Endpoint: "blog", Direction: "in", State: "answered", Handshake: "1.0", Since: goldenNow.Add(-time.Hour), LastActivity: goldenNow.Add(-10 * time.Second), BytesIn: 204_000, BytesOut: 9_876_543},
 	}
 	s.Tun = &control.Tun{Name: "lokinet0", MTU: 1280, IPv6: true}

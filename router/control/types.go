@@ -88,10 +88,10 @@ type Edge struct {
 
 // Path is one onion path that the daemon built.
 type Path struct {
-	Kind      string    `json:"kind"` // inbound, client or relay
+	Kind      string    `json:"kind"` // inbound, or to a client or a relay
 	Endpoint  string    `json:"endpoint"`
-	State     string    `json:"state"`
-	Hops      []string  `json:"hops"` // edge first
+	State     string    `json:"state"` // building, up or retired
+	Hops      []string  `json:"hops"`  // edge first
 	ExpiresAt time.Time `json:"expires_at"`
 	RTTms     float64   `json:"rtt_ms"`
 	JitterMs  float64   `json:"jitter_ms"`
@@ -106,6 +106,7 @@ type Session struct {
 	Handshake    string    `json:"handshake,omitempty"` // 1.1; or 1.0, which is not forward secret; "" while there is none yet
 	Since        time.Time `json:"since"`
 	LastActivity time.Time `json:"last_activity"`
+	Hops         []string  `json:"hops,omitempty"` // of the path that our packets take, edge first; none while there is no path
 	BytesIn      uint64    `json:"bytes_in"`
 	BytesOut     uint64    `json:"bytes_out"`
 }
