@@ -123,12 +123,12 @@ func (h *host) clientStatus(s *control.Status, now time.Time) {
 		_, own4, own6 := e.addrs.Self()
 		st := e.Sessions.Stats()
 		x := control.Endpoint{Name: e.Config.Name, Kind: "service", Address: e.Address().Text(h.config.Network.Suffix), Ports: e.ports(),
-		e.serviceStatus(&x, n.network.Load(), st)
 			InboundPaths: len(e.Sessions.Inbound(now)), InboundWant: h.config.Paths.InboundPaths,
 			Traffic: control.Traffic{PacketsIn: st.PacketsIn, PacketsOut: st.PacketsOut, BytesIn: st.BytesIn, BytesOut: st.BytesOut}}
 		if i == 0 {
 			x.Kind = "browsing"
 		}
+		e.serviceStatus(&x, n.network.Load(), st)
 		if own4.IsValid() {
 			x.IPv4 = own4.Addr().String()
 		}
