@@ -24,8 +24,11 @@ func TestRecords(t *testing.T) {
 	}
 	address := self.String() + ".sesh"
 	got := records(s, self)
-	want := []netdb.SRV{{"_http._tcp", 1, 2, 80, address}, {"_http._tcp", 3, 4, 5, address}, {"_a-b._udp", 0, 0, 0, "."}, {"_a._b", 65535, 65535, 65535, "www.chat.loki"},
-		{"_a._b", 0, 0, 1, self.String() + ".loki"}}
+	srv := func(service string, priority, weight, port uint16, target string) netdb.SRV {
+		return netdb.SRV{Service: service, Priority: priority, Weight: weight, Port: port, Target: target}
+	}
+	want := []netdb.SRV{srv("_http._tcp", 1, 2, 80, address), srv("_http._tcp", 3, 4, 5, address), srv("_a-b._udp", 0, 0, 0, "."),
+		srv("_a._b", 65535, 65535, 65535, "www.chat.loki"), srv("_a._b", 0, 0, 1, self.String()+".loki")}
 	if !slices.Equal(got, want) {
 		t.Errorf("%+v", got)
 	}

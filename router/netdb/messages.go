@@ -225,7 +225,7 @@ func EncodeRCs(raws [][]byte) []byte {
 	return bt.NewDict(make([]byte, 0, len(list)+8)).Raw("r", append(list, 'e')).End()
 }
 
-// DecodeRCs reads the reply to a fetch_rcs: relay contacts, borrowed and not looked at.
+// DecodeRCs reads the reply to a fetch_rcs: relay contacts, borrowed and not looked at. More than MaxRelays are an error: a message has room for millions of empty ones.
 func DecodeRCs(body []byte) (raws [][]byte, err error) {
 	d, err := decodeReply(body)
 	if err != nil {
@@ -236,6 +236,9 @@ func DecodeRCs(body []byte) (raws [][]byte, err error) {
 		return nil, malformed("reply to fetch_rcs", err)
 	}
 	for list.Next() {
+		if len(raws) == MaxRelays {
+			return nil, malformed("reply to fetch_rcs", fmt.Errorf("more than %d contacts", MaxRelays))
+		}
 		raws = append(raws, list.Bytes())
 	}
 	if err := list.Finish(); err != nil {

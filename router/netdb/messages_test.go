@@ -115,6 +115,8 @@ func TestBodies(t *testing.T) {
 		"rcs with OK":           {first(DecodeRCs([]byte("d1:!2:OK1:rlee"))), ""},
 		"rcs with ERROR":        {first(DecodeRCs([]byte("d1:!5:ERRORe"))), "ERROR"},
 		"rcs as dicts":          {first(DecodeRCs([]byte("d1:rldeee"))), "type"},
+		"too many rcs":          {first(DecodeRCs([]byte("d1:rl" + strings.Repeat("0:", MaxRelays+1) + "ee"))), "more than"},
+		"most rcs":              {first(DecodeRCs([]byte("d1:rl" + strings.Repeat("0:", MaxRelays) + "ee"))), ""},
 		"rids of 31 bytes":      {first(DecodeRIDs([]byte("d1:rl31:" + strings.Repeat("x", 31) + "ee"))), "size"},
 		"too many rids":         {first(DecodeRIDs(EncodeRIDs(make([]key.Public, MaxRelays+1)))), "more than"},
 		"most rids":             {first(DecodeRIDs(EncodeRIDs(make([]key.Public, MaxRelays)))), ""},
