@@ -46,7 +46,7 @@ func relayContact(c *sodium.Case) error {
 	)
 }
 
-// clientContact: libsodium opens ours, and we its. What is inside has no random parts and is compared as a text with what protocol 1 sections 7.1 and 7.2 say.
+// clientContact: libsodium opens ours, and we its. What is inside has no random parts and is compared as a text with what protocol 1 sections 7.1, 7.2 and 7.5 say.
 func clientContact(c *sodium.Case) error {
 	seed, nonce := c.Seed(), c.Nonce()
 	sec := key.FromSeed(seed)
@@ -61,6 +61,16 @@ func clientContact(c *sodium.Case) error {
 		fmt.Fprintf(&intros, "d1:ei%de1:h16:%s1:r32:%se", expiry.Unix(), i.Hop[:], i.Relay[:])
 		expiry = expiry.Add(-time.Duration(c.IntN(100)) * time.Second)
 	}
+	records := ""
+	for range c.IntN(4) {
+		s := netdb.SRV{Service: []string{"_http._tcp", "_a-b0._udp"}[c.IntN(2)], Priority: uint16(c.Uint32()), Weight: uint16(c.Uint32()), Port: uint16(c.Uint32()),
+			Target: []string{"", ".", "www.shop.loki", owner.String() + ".sesh"}[c.IntN(4)]}
+		contact.SRV = append(contact.SRV, s)
+		records += fmt.Sprintf("d1:pi%de1:s%d:%s1:t%d:%s1:ui%de1:wi%dee", s.Port, len(s.Service), s.Service, len(s.Target), s.Target, s.Priority, s.Weight)
+	}
+	if records != "" { // without any the key is left out
+		records = "1:sl" + records + "e"
+	}
 	sealed, err := contact.Seal(sec, now)
 	if err != nil {
 		return err
@@ -73,7 +83,7 @@ func clientContact(c *sodium.Case) error {
 	if err != nil {
 		return err
 	}
-	inner := fmt.Sprintf("d0:i0e1:a32:%s1:il%se1:pi%dee", owner[:], intros.String(), contact.Flags)
+	inner := fmt.Sprintf("d0:i0e1:a32:%s1:il%se1:pi%de%se", owner[:], intros.String(), contact.Flags, records)
 	theirs := c.Must("sealcontact", seed[:], nonce[:], number(uint64(now.UnixMilli())), []byte(inner))[0]
 	back, err := netdb.OpenClientContact(theirs, owner)
 	if err != nil {

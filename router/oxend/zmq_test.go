@@ -155,6 +155,30 @@ func (f *foreign) expect(command string, want ...string) {
 	}
 }
 
+// expectAll is expect for several commands, in whatever order they come; others are left out.
+func (f *foreign) expectAll(want map[string]string) {
+	f.t.Helper()
+	over := time.After(patience)
+	for len(want) > 0 {
+		select {
+		case parts, ok := <-f.heard:
+			if !ok {
+				f.t.Fatal("the program has ended")
+			}
+			w, expected := want[parts[0]]
+			if !expected || len(parts) < 2 {
+				continue
+			}
+			if got := strings.Join(parts[2:], "|"); got != w {
+				f.t.Errorf("%s: %q, want %q", parts[0], got, w)
+			}
+			delete(want, parts[0])
+		case <-over:
+			f.t.Fatalf("not heard: %q", want)
+		}
+	}
+}
+
 func states(n int) (text string, ids []key.Public) {
 	var all []string
 	for i := range n {
@@ -264,7 +288,11 @@ func TestForeign(t *testing.T) {
 	f.start()
 	answers()
 	f.expect("HI")
-	f.expect("sub.block")
+	f.expectAll(map[string]string{
+		"sub.block":                 "",
+		"admin.session_router_ping": fmt.Sprintf(`{"pubkey_ed25519":"%x","version":[1,0,2]}`, self[:]),
+		"rpc.get_service_nodes":     `{"fields":["pubkey_ed25519","block_hash","service_node_version"],"poll_block_hash":"bb"}`,
+	})
 	f.do("send", "notify.block", "19", "aa")
 	next(3)
 }
