@@ -99,9 +99,13 @@ func (a *app) showWatched(scr *screen, v *view, s control.Status, asked error) e
 	if scr != nil {
 		v.width, _, _ = terminalSize(a.out)
 	}
-	lines := []string{printable(fmt.Sprint(asked))}
+	var lines []string
 	if asked == nil {
 		lines = v.status(s)
+	} else {
+		v.lines = nil
+		v.block("no answer", asked.Error())
+		lines = v.lines
 	}
 	head := "lokinetd status at " + v.now.Format(time.TimeOnly)
 	if scr != nil {
@@ -235,7 +239,11 @@ func (m *meter) rates(in, out uint64, id string) string {
 	if !ok {
 		return ""
 	}
-	return fmt.Sprintf("in %s/s, out %s/s", bytesText(uint64(perSecond(b[0], in, m.took))), bytesText(uint64(perSecond(b[1], out, m.took))))
+	rin, rout := uint64(perSecond(b[0], in, m.took)), uint64(perSecond(b[1], out, m.took))
+	if rin+rout == 0 {
+		return "idle"
+	}
+	return fmt.Sprintf("in %s/s, out %s/s", bytesText(rin), bytesText(rout))
 }
 
 // curves draws what came in and went out lately, both in the same measure.
