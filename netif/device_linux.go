@@ -254,7 +254,7 @@ func (d *Device) Apply(want []netip.Prefix) error {
 	if !slices.ContainsFunc(all, func(p netip.Prefix) bool { return !slices.Contains(routes, p) }) { // as it was written down
 		return nil
 	}
-	for _, p := range all {
+	for _, p := range slices.Clone(all) { // d.routes is all, and shrinks
 		if slices.Contains(routes, p) {
 			continue
 		}

@@ -537,15 +537,21 @@ func TestDevice(t *testing.T) {
 		t.Error("a range that eth0 is in")
 	}
 	service := prefix("172.18.0.1/20")
-	if err := d.Apply([]netip.Prefix{p4, p6, service}); err != nil {
+	service4, service6 := prefix("172.18.16.1/20"), prefix("fd2e:7365:7368:7::1/64")
+	if err := d.Apply([]netip.Prefix{p4, service4, service6, p6, service}); err != nil {
 		t.Fatal(err)
 	}
-	want("a service more", service, "tun", "unreachable")
+	for _, p := range []netip.Prefix{service, service4, service6} {
+		want("services more", p, "tun", "unreachable")
+	}
 	if err := d.Apply([]netip.Prefix{p4, p6}); err != nil {
 		t.Fatal(err)
 	}
-	want("a service less", service)
-	want("a service less", p4, "tun", "unreachable")
+	for _, p := range []netip.Prefix{service, service4, service6} {
+		want("services less", p)
+	}
+	want("services less", p4, "tun", "unreachable")
+	want("services less", p6, "tun", "unreachable")
 
 	// Going away with the routes kept: what is sent there fails at once, and never takes another route.
 	gw, _ := netlink.LinkByName("eth0")

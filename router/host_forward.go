@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"syscall"
 
 	"lokinetd/config"
 	"lokinetd/netif/proxy"
@@ -70,7 +71,7 @@ func (h *host) setForwards() error {
 		if h.forwards[f] == nil {
 			stop, err := h.openForward(f)
 			if err != nil {
-				errs = append(errs, fmt.Errorf("forward to %v: %w", f.to, err))
+				errs = append(errs, fmt.Errorf("forward %s/%d -> %v: %w", f.proto, f.at.Port(), f.to, err))
 				continue
 			}
 			h.forwards[f] = stop
@@ -104,6 +105,9 @@ func (h *host) openForward(f forward) (stop func(), err error) {
 	}
 	if err != nil {
 		cancel()
+		if errors.Is(err, syscall.EADDRINUSE) {
+			err = fmt.Errorf("%w: a program of this host has that port on all addresses; let it listen on 127.0.0.1 only, or put ports = [\"%s/%d\"] in the place of the forward", err, f.proto, f.at.Port())
+		}
 		return nil, err
 	}
 	go func() {
