@@ -168,6 +168,7 @@ func run(ctx context.Context, c *config.Config, version string, log *slog.Logger
 		if err := h.openClient(ctx); err != nil {
 			return err
 		}
+		h.parts.run("roaming", hostLimit, h.roam)
 	}
 	server, err := control.Listen(c.Control.Socket, c.Control.Group, h, log.With("mod", "control"))
 	if err != nil {

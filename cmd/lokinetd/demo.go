@@ -313,7 +313,12 @@ func (d *demoNet) close() {
 
 // serve starts a client that hosts the page, and waits until others can find it; the web server's socket is open then.
 func (d *demoNet) serve(ctx context.Context) (host *demoHost, address string, err error) {
-	if host, err = d.client("host", "10.77.0.101", fmt.Sprintf("[[service]]\nname = \"web\"\nkey = %q\nports = [\"tcp/80\"]\necho = true\n", d.pageKey())); err != nil {
+	return d.serveWith(ctx, "")
+}
+
+// serveWith is serve with more of a configuration.
+func (d *demoNet) serveWith(ctx context.Context, more string) (host *demoHost, address string, err error) {
+	if host, err = d.client("host", "10.77.0.101", more+fmt.Sprintf("[[service]]\nname = \"web\"\nkey = %q\nports = [\"tcp/80\"]\necho = true\n", d.pageKey())); err != nil {
 		return nil, "", err
 	}
 	socket, err := host.node.Listen("tcp", ":80")

@@ -44,6 +44,16 @@ func (p *Path) Suspect() {
 	p.pool.suspect(p)
 }
 
+// Suspect has all paths examined: the machine has slept, and knows nothing of what happened meanwhile.
+func (c *Client) Suspect() {
+	c.mu.RLock()
+	all := slices.Collect(maps.Values(c.paths))
+	c.mu.RUnlock()
+	for _, p := range all {
+		p.Suspect()
+	}
+}
+
 // Suspected says whether the path is being examined.
 func (p *Path) Suspected() bool {
 	p.pool.mu.Lock()
