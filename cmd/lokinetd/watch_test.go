@@ -202,17 +202,20 @@ func TestScreen(t *testing.T) {
 	user, tty := openTerminal(t, 10, 4)
 	seen := reading(user)
 	s := newScreen(tty)
+	shows, before := 0, ""
 	show := func(want string, lines ...string) {
 		t.Helper()
-		before := seen.String()
+		shows++
 		if err := s.show(lines); err != nil {
 			t.Fatal(err)
 		}
-		end := fmt.Sprintf("|%q|", lines)
+		end := fmt.Sprintf("|%d|", shows)
 		tty.WriteString(end)
-		if got := strings.TrimPrefix(seen.until(t, end), before); got != want {
+		all := seen.until(t, end)
+		if got := strings.TrimPrefix(all, before); got != want {
 			t.Errorf("%q: sent %q, want %q", lines, got, want)
 		}
+		before = all + end
 	}
 	show("\x1b[1;1Hone\x1b[K\x1b[2;1H├────────┤", "one", "├────────┤")
 	show("", "one", "├────────┤")
@@ -220,9 +223,8 @@ func TestScreen(t *testing.T) {
 	show("\x1b[4;1H... 2 more", "one", "two", "0123456789abc", "four", "five")
 	show("\x1b[2;1H\x1b[J", "one")
 	s.clear()
-	seen.until(t, "\x1b[2J")
 	setSize(t, tty, 5, 1)
-	show("\x1b[1;1H... 2", "one", "two")
+	show("\x1b[2J\x1b[1;1H... 2", "one", "two")
 	t.Setenv("TERM", "dumb")
 	if newScreen(tty) != nil || newScreen(&written{}) != nil {
 		t.Error("something that is no terminal is drawn on")
