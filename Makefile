@@ -56,13 +56,13 @@ BENCHARGS ?=
 bench: .cache/env ## all that is measured, beside Tor and wireguard-go: 20 minutes, as root (BENCH=quick: 4 minutes)
 	@status=0; \
 	$(MAKE) bench-go || status=$$?; \
-	$(with) go test -run '^$$' -bench '^Benchmark(Ratio|Cipher)$$' -benchmem -benchtime $(BENCHTIME) -count $(BENCHCOUNT) ./router/link ./router/seal | tee -a build/bench-go.txt || status=$$?; \
+	$(with) go test -run '^$$' -bench '^Benchmark(Ratio|Cipher|Choose)$$' -benchmem -benchtime $(BENCHTIME) -count $(BENCHCOUNT) -timeout 5m ./router/link ./router/path ./router/seal | tee -a build/bench-go.txt || status=$$?; \
 	$(MAKE) bench-net BENCHARGS="-micro build/bench-go.txt $(BENCHARGS)" || status=$$?; \
 	exit $$status
 
 bench-go: .cache/env ## all Go benchmarks (BENCHTIME=1s)
 	@mkdir -p build
-	@$(with) go test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) $(PKG) | tee build/bench-go.txt
+	@$(with) go test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) -timeout 5m $(PKG) | tee build/bench-go.txt
 
 bench-net: .cache/env ## a relay alone and whole networks, beside Tor and wireguard-go (BENCHARGS='-only relay,lokinetd')
 	@mkdir -p build

@@ -48,6 +48,9 @@ type system struct {
 
 	// fresh starts a client that has never run (cold), or the same one again, with the program first beside it.
 	fresh func(warm bool) (toFirstByte time.Duration, err error)
+	// stages is the time line of the client that fresh has started last, and rss waits until it has all its edges and gives its resident memory in MB.
+	stages func() ([]control.Stage, error)
+	rss    func() (float64, error)
 	// names times the answer of the name server for a service that the client has no session with, and from its cache.
 	names func() (session, cached float64, err error)
 	// path is what the present circuits or paths are, in words.
@@ -64,10 +67,15 @@ func (s *system) run(result any, args ...string) error {
 	return runProgram(s.guest, result, append(args, "-to", s.route.to, "-socks", s.route.socks)...)
 }
 
+// programLimit is longer than any traffic program takes, whatever becomes of its packets.
+const programLimit = 2 * time.Minute
+
 func runProgram(n *lab.Node, result any, args ...string) error {
 	c := n.Self(append([]string{"bench"}, args...)...)
 	var out, text bytes.Buffer
 	c.Stdout, c.Stderr = &out, &text
+	late := time.AfterFunc(programLimit, func() { c.Signal(syscall.SIGKILL) })
+	defer late.Stop()
 	if err := c.Run(); err != nil {
 		return fmt.Errorf("%s: %w: %s", args[0], err, strings.TrimSpace(text.String()))
 	}
@@ -279,8 +287,22 @@ func startOurs(ctx context.Context, dir string) (_ *system, err error) {
 			return 0, 0, err
 		}
 		err = runProgram(last.node, &many, "dns", "-to", s.route.to, "-count", "1000")
-		last.stop()
 		return one.Median, many.Median, err
+	}
+	s.stages = func() ([]control.Stage, error) {
+		st, err := last.status(ctx)
+		return st.Timeline, err
+	}
+	s.rss = func() (float64, error) {
+		if err := last.wait(ctx, func(st control.Status) bool { return len(st.Edges) >= 4 }); err != nil {
+			return 0, err
+		}
+		time.Sleep(settle)
+		pids := childrenOf(last.node.PID(), "lokinetd.toml")
+		if len(pids) != 1 {
+			return 0, errNoClient
+		}
+		return rssOf(pids[0]), nil
 	}
 	return s, nil
 }
@@ -343,11 +365,15 @@ func torProgram(cache string) (string, error) {
 	return program, nil
 }
 
+// torGiveUp is when it is tried no more.
+const torGiveUp = 5 * time.Minute
+
 // startTor tries again when it does not come up, with more time until the first vote: a relay that an authority does not know by then is missed in
 // the consensus, which stays for long. Authorities that come up after the time to vote, but before the consensus would be valid, vote at once, so the
 // vote's time is counted from the start, not from the clock's whole minutes.
 func startTor(ctx context.Context, dir, program string) (s *system, err error) {
-	for try := range torTries {
+	began := time.Now()
+	for try := 0; try < torTries && time.Since(began) < torGiveUp; try++ {
 		tries := filepath.Join(dir, strconv.Itoa(try))
 		if err := os.Mkdir(tries, 0o700); err != nil {
 			return nil, err
@@ -475,7 +501,7 @@ func tryTor(ctx context.Context, dir, program string, vote time.Duration) (_ *sy
 		return nil, err
 	}
 	for i := torAuthorities; i < demoRelays; i++ {
-		relays[i].Signal(syscall.SIGTERM)
+		relays[i].Signal(syscall.SIGKILL) // one that is asked to end while it comes up may hang for ever
 		relays[i].Wait()
 		if err := relay(i); err != nil {
 			return nil, err
@@ -538,8 +564,11 @@ func tryTor(ctx context.Context, dir, program string, vote time.Duration) (_ *sy
 	var tor *lab.Cmd
 	stop := func() {
 		if tor != nil {
-			tor.Signal(syscall.SIGTERM)
-			tor.Wait()
+			old := tor
+			old.Signal(syscall.SIGTERM)
+			late := time.AfterFunc(3*time.Second, func() { old.Signal(syscall.SIGKILL) })
+			old.Wait()
+			late.Stop()
 			tor = nil
 		}
 	}

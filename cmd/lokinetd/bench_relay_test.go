@@ -21,7 +21,6 @@ import (
 
 	"lokinetd/netif/lab"
 	"lokinetd/router"
-	"lokinetd/router/control"
 	"lokinetd/router/key"
 	"lokinetd/router/link"
 	"lokinetd/router/netdb"
@@ -66,11 +65,9 @@ type alone struct {
 	pid int // of the relay
 }
 
-const crowdAddrs = 12 // of those who open many links: a relay takes 128 from one
-
 func newAlone(ctx context.Context, dir string) (*alone, error) {
 	var addrs []netip.Prefix
-	for i := range 3 + crowdAddrs {
+	for i := range 3 + sizePeers + crowdAddrs {
 		addrs = append(addrs, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 79, 0, byte(1 + i)}), 24))
 	}
 	relay, end, operator := key.Generate(), key.Generate(), key.Generate()
@@ -81,11 +78,18 @@ func newAlone(ctx context.Context, dir string) (*alone, error) {
 	}{{relay, relayAt}, {end, endAt}} {
 		file.Contacts = append(file.Contacts, router.SignContact(r.s, netip.MustParseAddrPort(r.a), file.Network, time.Now()))
 	}
+	a := &alone{ctx: ctx, dir: dir}
+	for i := range sizePeers {
+		peer := key.Generate()
+		file.Relays = append(file.Relays, peer.Public())
+		if err := peer.Save(a.in(peerKey(i))); err != nil {
+			return nil, err
+		}
+	}
 	raw, err := file.Sign(operator)
 	if err != nil {
 		return nil, err
 	}
-	a := &alone{ctx: ctx, dir: dir}
 	text := fmt.Sprintf("role = \"relay\"\ndata_dir = %q\n[network]\nfile = %q\noperator = %q\n[relay]\nlisten = %q\npublic_address = %q\n[control]\nsocket = %q\ngroup = \"\"\n[log]\nlevel = \"*=warn\"\n",
 		dir, a.in("bench.network"), operator.Public(), relayAt, relayAt, a.in("sock"))
 	if err := errors.Join(relay.Save(a.in("relay.key")), end.Save(a.in("end.key")),
@@ -161,124 +165,6 @@ func relayBench(ctx context.Context, dir string, bare bool, lasts time.Duration,
 		}
 	}
 	return full, sparse, nil
-}
-
-// crowd is what relaySize measures, in MB.
-type crowd struct {
-	Links, Hops                int
-	AtRest, WithLinks, WithAll float64
-}
-
-// relaySize lets many clients connect to a relay and then build many paths that end there.
-func relaySize(ctx context.Context, dir string) (c crowd, err error) {
-	a, err := newAlone(ctx, dir)
-	if err != nil {
-		return c, err
-	}
-	defer a.Close()
-	if err := a.start(false); err != nil {
-		return c, err
-	}
-	out, err := a.program("crowd")
-	if err != nil {
-		return c, err
-	}
-	for _, v := range []struct {
-		word   string
-		result any
-		rss    *float64
-	}{{"rest", nil, &c.AtRest}, {"links", &c.Links, &c.WithLinks}, {"hops", &c.Hops, &c.WithAll}} {
-		if _, err := out.expect(v.word, 120*time.Second, v.result); err != nil {
-			return c, err
-		}
-		*v.rss = rssOf(a.pid)
-	}
-	st, err := control.NewClient(a.in("sock")).Status(ctx)
-	if err != nil {
-		return c, err
-	}
-	if st.Relay == nil || st.Relay.TransitHops < c.Hops {
-		return c, fmt.Errorf("the relay has not the %d hops that were built: %+v", c.Hops, st.Relay)
-	}
-	return c, nil
-}
-
-// playCrowd plays the clients. It says "rest", "links" and "hops" when there is something to be measured, and ends a while later.
-func playCrowd(ctx context.Context, args []string) (any, error) {
-	const (
-		each  = 80 // links from one address
-		paths = 11 // over each link; a relay builds 200 of a link at once, then 20 a second
-	)
-	f := flag.NewFlagSet("crowd", flag.ContinueOnError)
-	relayKey := f.String("relay-key", "", "")
-	f.String("end-key", "", "")
-	if err := f.Parse(args); err != nil {
-		return nil, err
-	}
-	relay, err := key.LoadSecret(*relayKey)
-	if err != nil {
-		return nil, err
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	store, err := netdb.OpenStore("", key.Public{}, false, netdb.Rules{Network: 1000, Private: true}, nil)
-	if err != nil {
-		return nil, err
-	}
-	store.Put(router.SignContact(relay, netip.MustParseAddrPort(relayAt), 1000, time.Now()))
-	store.SetKnown([]key.Public{relay.Public()})
-	var pools []*path.Pool
-	var conns []link.Conn
-	o := path.DefaultOptions()
-	o.UniqueRange, o.Edges, o.PingInterval = 0, 1, time.Hour
-	for i := range crowdAddrs {
-		q, err := endpoint(ctx, fmt.Sprintf("10.79.0.%d:1190", 4+i), link.Config{}, &player{})
-		if err != nil {
-			return nil, err
-		}
-		if i == 0 {
-			c, err := dialRelay(ctx, q, relay.Public()) // it is there
-			if err != nil {
-				return nil, err
-			}
-			conns = append(conns, c)
-			time.Sleep(2 * time.Second)
-			fmt.Println("rest")
-			time.Sleep(100 * time.Millisecond)
-		}
-		for range each {
-			c, err := dialRelay(ctx, q, relay.Public())
-			if err != nil {
-				return nil, err
-			}
-			conns = append(conns, c)
-		}
-	}
-	time.Sleep(2 * time.Second)
-	fmt.Printf("links %d\n", len(conns)-1)
-	time.Sleep(100 * time.Millisecond)
-	for _, c := range conns {
-		client := path.NewClient(path.ClientConfig{Options: o, Store: store})
-		client.EdgeUp(relay.Public(), c)
-		pools = append(pools, client.NewPool(path.PoolConfig{Kind: path.ToRelay, Hops: 1, Want: paths, Target: relay.Public(), Owner: noOwner{}}))
-	}
-	up := 0
-	for end := time.Now().Add(90 * time.Second); time.Now().Before(end) && up < paths*len(pools); time.Sleep(100 * time.Millisecond) {
-		up = 0
-		for i, p := range pools {
-			if i*paths < up+500 { // a few at a time
-				p.Tick(time.Now())
-			}
-			up += len(p.Paths(time.Now()))
-		}
-	}
-	time.Sleep(2 * time.Second)
-	fmt.Printf("hops %d\n", up)
-	select {
-	case <-time.After(5 * time.Second):
-	case <-ctx.Done():
-	}
-	return nil, nil
 }
 
 // driveRelay plays both peers. It says "begin" and "end" around each load.
@@ -420,9 +306,9 @@ func endpoint(ctx context.Context, at string, c link.Config, p *player) (*link.Q
 }
 
 // dialRelay tries until the relay is there.
-func dialRelay(ctx context.Context, q *link.QUIC, id key.Public) (c link.Conn, err error) {
+func dialRelay(ctx context.Context, q *link.QUIC, id key.Public, kind link.Kind) (c link.Conn, err error) {
 	for range 50 {
-		if c, err = q.Dial(ctx, netip.MustParseAddrPort(relayAt), id, link.Client); err == nil {
+		if c, err = q.Dial(ctx, netip.MustParseAddrPort(relayAt), id, kind); err == nil {
 			return c, nil
 		}
 		time.Sleep(100 * time.Millisecond)
@@ -440,10 +326,10 @@ func (d *drive) throughBare(ctx context.Context, relay key.Public) error {
 	if err != nil {
 		return err
 	}
-	if d.first, err = dialRelay(ctx, from, relay); err != nil {
+	if d.first, err = dialRelay(ctx, from, relay, link.Client); err != nil {
 		return err
 	}
-	if _, err = dialRelay(ctx, to, relay); err != nil {
+	if _, err = dialRelay(ctx, to, relay, link.Client); err != nil {
 		return err
 	}
 	time.Sleep(500 * time.Millisecond) // it accepts the second connection
@@ -489,7 +375,7 @@ func (d *drive) throughPath(ctx context.Context, relay, end *key.Secret) error {
 	if err != nil {
 		return err
 	}
-	if d.first, err = dialRelay(ctx, from, relay.Public()); err != nil {
+	if d.first, err = dialRelay(ctx, from, relay.Public(), link.Client); err != nil {
 		return err
 	}
 	client.EdgeUp(relay.Public(), d.first)

@@ -35,11 +35,10 @@ const (
 	aloneSparse  = "CPU per packet at 2,000/s, us"
 	aloneBytes   = "bytes of a datagram"
 
-	aloneMemory   = "RSS without peers, MB"
-	aloneLink     = "RSS of each of 960 further links, kB"
-	aloneHops     = "hops built"
-	aloneWithHops = "RSS with all links and hops, MB"
-	aloneHop      = "RSS of each hop, kB"
+	sizeOf   = "size" // the system of what bench_size_test.go measures; its states are followed by one of
+	sizeRSS  = ", RSS, MB"
+	sizeCPU  = ", CPU, %"
+	sizeEach = ", each more, kB"
 
 	tcp1Down  = "one TCP stream, down, Mbit/s"
 	tcp1Up    = "one TCP stream, up, Mbit/s"
@@ -56,6 +55,8 @@ const (
 	warmStart  = "warm client start to first byte, ms"
 	dnsSession = "DNS answer with a new session, ms"
 	dnsCached  = "DNS answer from cache, ms"
+	stageOf    = "cold start: " // and a stage of the client's time line, ms
+	freshRSS   = "RSS of a fresh client with 4 edges, MB"
 	atRest     = "CPU at rest, % of a core"
 )
 
@@ -94,6 +95,7 @@ type micro struct {
 type target struct {
 	Figure, Want string
 	Got          string
+	Runs         int    // that Got is the median of
 	State        string // reached, not reached or not measured
 }
 
@@ -115,6 +117,7 @@ type report struct {
 	Figures  []*figure
 	Micro    []*micro
 	Targets  []target
+	Sizes    []string // the states of bench_size_test.go, in order
 	Profiles []shares
 	Problems []string
 }
@@ -165,6 +168,25 @@ func (r *report) add(system, what string, v float64) {
 	f.Median, f.Min, f.Max = median(f.Samples), slices.Min(f.Samples), slices.Max(f.Samples)
 }
 
+// addSize notes the states of one process; each but the first is compared with the one before.
+func (r *report) addSize(steps []sizeStep) {
+	for i, s := range steps {
+		if !slices.Contains(r.Sizes, s.What) {
+			r.Sizes = append(r.Sizes, s.What)
+		}
+		r.add(sizeOf, s.What+sizeRSS, s.RSS)
+		r.add(sizeOf, s.What+sizeCPU, s.CPU)
+		if i == 0 || s.Count == 0 {
+			continue
+		}
+		more := s.Count
+		if before := steps[i-1]; before.Count < s.Count { // more of the same
+			more -= before.Count
+		}
+		r.add(sizeOf, s.What+sizeEach, (s.RSS-steps[i-1].RSS)*1000/float64(more))
+	}
+}
+
 func median(all []float64) float64 {
 	s := slices.Sorted(slices.Values(all))
 	if len(s)%2 == 1 {
@@ -210,16 +232,6 @@ func (r *report) readMicro(file string) error {
 		}
 	}
 	return nil
-}
-
-func (r *report) microOf(pkg, name, unit string) (float64, bool) {
-	for _, m := range r.Micro {
-		if m.Package == pkg && m.Name == name {
-			v, ok := m.Values[unit]
-			return v, ok
-		}
-	}
-	return 0, false
 }
 
 // groups sort samples by their stack, one function a line and the innermost first: the first that matches counts.
@@ -304,69 +316,95 @@ func (r *report) readProfiles(dir string) error {
 
 const rest = "the rest"
 
-// finish judges the targets of the issue.
+// got is a median and how many runs it is of; none: it was not measured.
+type got struct {
+	v    float64
+	runs int
+}
+
+func (r *report) of(system, what string) got {
+	if f := r.find(system, what); f != nil {
+		return got{f.Median, len(f.Samples)}
+	}
+	return got{}
+}
+
+func (r *report) ofMicro(pkg, name, unit string) got {
+	for _, m := range r.Micro {
+		if m.Package == pkg && m.Name == name {
+			return got{m.Values[unit], len(m.samples[unit])}
+		}
+	}
+	return got{}
+}
+
+// over is x / y.
+func (x got) over(y got) got {
+	if x.runs == 0 || y.runs == 0 || y.v == 0 {
+		return got{}
+	}
+	return got{x.v / y.v, min(x.runs, y.runs)}
+}
+
+func (x got) times(n float64) got { return got{x.v * n, x.runs} }
+
+// finish judges the targets of the issue, in its order.
 func (r *report) finish() {
 	r.Took = time.Since(r.Date).Round(time.Second).String()
-	judge := func(figure, want string, v float64, measured, reached bool, format string) {
-		t := target{Figure: figure, Want: want, Got: "-", State: "not measured"}
-		if measured {
-			t.Got, t.State = fmt.Sprintf(format, v), "not reached"
+	judge := func(figure, want string, v got, reached bool, format string) {
+		t := target{Figure: figure, Want: want, Got: "-", Runs: v.runs, State: "not measured"}
+		if v.runs > 0 {
+			t.Got, t.State = fmt.Sprintf(format, v.v), "not reached"
 			if reached {
 				t.State = "reached"
 			}
 		}
 		r.Targets = append(r.Targets, t)
 	}
-	most := func(figure, want string, limit float64, format string) func(float64, bool) {
-		return func(v float64, ok bool) { judge(figure, want, v, ok, v <= limit, format) }
+	most := func(figure, want string, limit float64, format string, v got) {
+		judge(figure, want, v, v.v <= limit, format)
 	}
-	ratio := func(x float64, okX bool, y float64, okY bool) (float64, bool) { return x / y, okX && okY && y > 0 }
-	ofTor := func(ours, tors string) (float64, bool) {
-		x, okX := r.get(oursName, ours)
-		y, okY := r.get(torName, tors)
-		return ratio(x, okX, y, okY)
+	ofTor := func(what string) got { return r.of(oursName, what).over(r.of(torName, what)) }
+	least := func(figure string, times float64, v got) {
+		judge(figure, fmt.Sprintf(">= %g", times), v, v.v >= times, "%.1f")
 	}
-	most("relay alone, ours / bare quic-go", "<= 1.15", 1.15, "%.2f")(r.get(aloneRatio, aloneCPU))
-	most("relay alone, CPU per forwarded 1,200-byte packet", "<= 15 us", 15, "%.1f us")(r.get(aloneOurs, aloneCPU))
-	most("the same with the bulk way", "<= 8 us", 8, "%.1f us")(r.get(aloneOurs, aloneCPU))
-	most("our link / bare quic-go datagram, CPU per packet", "<= 1.10", 1.10, "%.2f")(r.microOf("router/link", "Ratio/link", "ours/bare"))
-	most("one cipher layer, 1,200 bytes", "<= 0.8 us", 800, "%.0f ns")(r.microOf("router/seal", "Cipher/Stream/1200", "ns/op"))
-	for _, x := range []struct {
-		figure, ours, tors string
-		times              float64
-	}{
-		{"one TCP stream, down / Tor's", tcp1Down, tcp1Down, 2}, {"one TCP stream, up / Tor's", tcp1Up, tcp1Up, 2},
-		{"four streams, down / Tor's on one circuit", tcp4Down, tcp4Down, 4},
-	} {
-		v, ok := ofTor(x.ours, x.tors)
-		judge(x.figure, fmt.Sprintf(">= %g", x.times), v, ok, v >= x.times, "%.1f")
+	most("relay alone, ours / bare quic-go", "<= 1.15", 1.15, "%.2f", r.of(aloneRatio, aloneCPU))
+	most("relay alone, CPU per forwarded 1,200-byte packet", "<= 15 us", 15, "%.1f us", r.of(aloneOurs, aloneCPU))
+	most("the same with the bulk way (there is none: datagrams)", "<= 8 us", 8, "%.1f us", r.of(aloneOurs, aloneCPU))
+	most("our link / bare quic-go datagram, CPU per packet", "<= 1.10", 1.10, "%.2f", r.ofMicro("router/link", "Ratio/link", "ours/bare"))
+	most("one cipher layer, 1,200 bytes", "<= 0.8 us", 0.8, "%.2f us", r.ofMicro("router/seal", "Cipher/Stream/1200", "ns/op").times(1e-3))
+	least("one TCP stream, down / Tor's", 2, ofTor(tcp1Down))
+	least("one TCP stream, up / Tor's", 2, ofTor(tcp1Up))
+	least("four streams, down / Tor's on one circuit", 4, ofTor(tcp4Down))
+	least("four streams, up / Tor's on one circuit", 4, ofTor(tcp4Up))
+	for _, x := range []struct{ how, what string }{{"one stream down", tcp1Down}, {"one stream up", tcp1Up}, {"four streams down", tcp4Down}, {"four streams up", tcp4Up}} {
+		v := ofTor(costOf(x.what, ""))
+		judge("CPU s/GB, all nodes / Tor's, "+x.how, "< 1", v, v.v < 1, "%.2f")
 	}
-	v, ok := ofTor(costOf(tcp1Down, ""), costOf(tcp1Down, ""))
-	judge("CPU s/GB, all nodes / Tor's", "< 1", v, ok, v < 1, "%.2f")
-	most("RTT at rest", "<= 3 ms", 3, "%.1f ms")(r.get(oursName, rttIdle))
-	most("RTT beside a bulk stream", "<= 25 ms", 25, "%.1f ms")(r.get(oursName, rttBulk))
-	most("cold client start to first byte of a page", "<= 400 ms", 400, "%.0f ms")(r.get(oursName, coldStart))
-	most("DNS answer from cache", "<= 0.2 ms", 0.2, "%.3f ms")(r.get(oursName, dnsCached))
-	most("DNS answer with a new session", "<= 100 ms", 100, "%.0f ms")(r.get(oursName, dnsSession))
-	most("RSS of a client with 4 edges", "<= 30 MB", 30, "%.1f MB")(r.get(oursName, memoryOf("client", "at rest")))
-	most("RSS of a relay with 9 peers (the fullest)", "<= 30 MB", 30, "%.1f MB")(r.get(oursName, memoryOf("relays", "at rest")))
-	most("RSS of each further link", "<= 150 kB", 150, "%.0f kB")(r.get(aloneOurs, aloneLink))
-	hops, ok := r.get(aloneOurs, aloneHops)
-	all, _ := r.get(aloneOurs, aloneWithHops)
-	hop, _ := r.get(aloneOurs, aloneHop)
-	rest, _ := r.get(aloneOurs, aloneMemory)
-	judge("RSS of a relay with 10,000 hops (without the 960 links that they came over)", "<= 80 MB", rest+hop*10, ok && hops >= 10000, rest+hop*10 <= 80, "%.0f MB")
-	judge("the same with those links", "<= 80 MB", all, ok && hops >= 10000, all <= 80, "%.0f MB")
+	most("RTT at rest", "<= 3 ms", 3, "%.1f ms", r.of(oursName, rttIdle))
+	most("RTT beside a bulk stream", "<= 25 ms", 25, "%.1f ms", r.of(oursName, rttBulk))
+	most("cold client start to first byte of a page", "<= 400 ms", 400, "%.0f ms", r.of(oursName, coldStart))
+	most("DNS answer from cache", "<= 0.2 ms", 0.2, "%.3f ms", r.of(oursName, dnsCached))
+	most("DNS answer with a new session", "<= 100 ms", 100, "%.0f ms", r.of(oursName, dnsSession))
+	most("RSS of a client with 4 edges", "<= 30 MB", 30, "%.1f MB", r.of(oursName, freshRSS))
+	size := func(format string, args ...any) got { return r.of(sizeOf, fmt.Sprintf(format, args...)+sizeRSS) }
+	most("RSS of a relay with 10 peers", "<= 30 MB", 30, "%.1f MB", size(stepPeers, sizePeers))
+	most("RSS of each further link, the first 1,000", "<= 150 kB", 150, "%.0f kB", r.of(sizeOf, fmt.Sprintf(stepClients, sizeClients/2)+sizeEach))
+	most("RSS of each further link, the next 1,000", "<= 150 kB", 150, "%.0f kB", r.of(sizeOf, fmt.Sprintf(stepClients, sizeClients)+sizeEach))
+	most("RSS of a relay with 10,000 hops over 10 links", "<= 80 MB", 80, "%.0f MB", size(stepPeersHops, sizePeers, sizeHops))
+	most("the same over 2,000 links, with these", "<= 80 MB", 80, "%.0f MB", size(stepClientsHops, sizeClients, sizeHops))
+	most("choice of a path's relays among 1,000", "<= 1 ms", 1, "%.3f ms", r.ofMicro("router/path", "Choose/1000", "ns/op").times(1e-6))
 }
 
-const (
-	docBegin = "<!-- bench: from here to the next mark, make bench BENCH_DOC=1 writes -->\n"
-	docEnd   = "<!-- bench: end -->\n"
-)
+// docMarks are the marks in the document around what the report puts there, by what that is.
+func docMarks(part string) (begin, end string) {
+	return fmt.Sprintf("<!-- bench: %s: make bench BENCH_DOC=1 writes from here to the next mark -->\n", part), fmt.Sprintf("<!-- bench: end of %s -->\n", part)
+}
 
 // write leaves bench.txt and bench.json, prints the former, and puts it into a document.
 func (r *report) write(dir, doc string) error {
-	text := r.text()
+	summary, tables := r.summary(), r.tables()
+	text := "# The tables\n\n" + tables + "\n# The run\n\n" + summary // what matters most comes last on a terminal, and first in a document
 	fmt.Print(text)
 	raw, err := json.MarshalIndent(r, "", "  ")
 	err = errors.Join(err, os.WriteFile(filepath.Join(dir, "bench.txt"), []byte(text), 0o644), os.WriteFile(filepath.Join(dir, "bench.json"), raw, 0o644))
@@ -377,69 +415,30 @@ func (r *report) write(dir, doc string) error {
 	if err != nil {
 		return err
 	}
-	head, rest, found := strings.Cut(string(old), docBegin)
-	_, foot, found2 := strings.Cut(rest, docEnd)
-	if !found || !found2 {
-		return fmt.Errorf("%s has no marks of the bench", doc)
+	page := string(old)
+	for _, part := range [][2]string{{"the run", summary}, {"the tables", tables}} {
+		begin, end := docMarks(part[0])
+		head, rest, found := strings.Cut(page, begin)
+		_, foot, found2 := strings.Cut(rest, end)
+		if !found || !found2 {
+			return fmt.Errorf("%s has no marks of the bench around %s", doc, part[0])
+		}
+		page = head + begin + "\n" + part[1] + "\n" + end + foot
 	}
-	return os.WriteFile(doc, []byte(head+docBegin+"\n"+text+"\n"+docEnd+foot), 0o644)
+	return os.WriteFile(doc, []byte(page), 0o644)
 }
 
-// text is the report in Markdown.
-func (r *report) text() string {
+// summary is what the run was and came to, in Markdown.
+func (r *report) summary() string {
 	var w strings.Builder
-	fmt.Fprintf(&w, "## The last run\n\n")
 	for _, m := range r.Machine {
 		fmt.Fprintf(&w, "- %s: %s\n", m[0], m[1])
 	}
-	fmt.Fprintf(&w, "- medians of %d rounds, %s each measurement; %s in all\n", r.Rounds, r.Length, r.Took)
+	fmt.Fprintf(&w, "- medians of %d rounds, %s each measurement; %s without the Go benchmarks\n", r.Rounds, r.Length, r.Took)
 	for _, p := range r.Problems {
-		fmt.Fprintf(&w, "- **not measured**: %s\n", strings.ReplaceAll(p, "\n", " "))
+		fmt.Fprintf(&w, "- **failed**: %s\n", strings.ReplaceAll(p, "\n", " "))
 	}
-
-	fmt.Fprintf(&w, "\n### Targets\n\n")
-	rows := [][]string{{"figure", "target", "measured", ""}}
-	for _, t := range r.Targets {
-		rows = append(rows, []string{t.Figure, t.Want, t.Got, t.State})
-	}
-	table(&w, rows)
-
-	var whats []string
-	for _, f := range r.Figures {
-		if !slices.Contains(whats, f.What) && f.What != atRest {
-			whats = append(whats, f.What)
-		}
-	}
-	if r.find(aloneOurs, aloneCPU) != nil || r.find(aloneBare, aloneCPU) != nil {
-		fmt.Fprintf(&w, "\n### A relay alone\n\n")
-		rows = [][]string{{"", aloneBare, aloneOurs, "ours / bare"}}
-		for _, what := range []string{aloneCPU, alonePerCore, aloneRate, aloneBusy, aloneLoss, aloneSparse, aloneBytes, aloneMemory, aloneLink, aloneHops, aloneWithHops, aloneHop} {
-			ratio := r.ratio(aloneOurs, aloneBare, what)
-			if what == aloneCPU {
-				ratio = r.cell(aloneRatio, what)
-			}
-			rows = append(rows, []string{what, r.cell(aloneBare, what), r.cell(aloneOurs, what), ratio})
-		}
-		table(&w, rows)
-	}
-
 	if len(r.Paths) > 0 {
-		fmt.Fprintf(&w, "\n### Whole networks side by side\n\nMedian, smallest and largest of the rounds in brackets.\n\n")
-		rows = [][]string{{"", oursName, torName, wgName, "ours / Tor", "ours / wireguard-go"}}
-		for _, what := range append(whats, atRest) {
-			if r.find(oursName, what) == nil && r.find(torName, what) == nil && r.find(wgName, what) == nil {
-				continue
-			}
-			toTor := r.ratio(oursName, torName, what)
-			switch what { // Tor can do better with more circuits: said, not hidden
-			case tcp44Down:
-				toTor = r.ratioOf(oursName, tcp4Down, torName, tcp44Down)
-			case tcp44Up:
-				toTor = r.ratioOf(oursName, tcp4Up, torName, tcp44Up)
-			}
-			rows = append(rows, []string{what, r.cell(oursName, what), r.cell(torName, what), r.cell(wgName, what), toTor, r.ratio(oursName, wgName, what)})
-		}
-		table(&w, rows)
 		fmt.Fprintf(&w, "\nHops and circuits, as the programs tell:\n\n")
 		for _, s := range []string{oursName, torName, wgName} {
 			if r.Paths[s] != "" {
@@ -447,14 +446,13 @@ func (r *report) text() string {
 			}
 		}
 	}
-
 	if len(r.Profiles) > 0 {
-		fmt.Fprintf(&w, "\n### Where the time goes\n\nCPU profiles by groups of stacks, %% of the samples: a relay alone; all relays, the client and the service of the network under one TCP stream down.\n\n")
+		fmt.Fprintf(&w, "\nWhere the time goes: CPU profiles by groups of stacks, %% of the samples, of a relay alone, and of all relays, the client and the service of the network under one TCP stream down.\n\n")
 		head := []string{""}
 		for _, p := range r.Profiles {
 			head = append(head, p.Of)
 		}
-		rows = [][]string{head}
+		rows := [][]string{head}
 		for _, g := range append(groups[:len(groups):len(groups)], struct {
 			name  string
 			match *regexp.Regexp
@@ -465,34 +463,106 @@ func (r *report) text() string {
 			}
 			rows = append(rows, row)
 		}
-		table(&w, rows)
-		for _, p := range r.Profiles {
-			fmt.Fprintf(&w, "\n%s, dearest functions (alone, with what they call):\n\n```\n%s\n```\n", p.Of, strings.Join(p.Top, "\n"))
+		writeTable(&w, rows)
+	}
+	fmt.Fprintf(&w, "\nTargets:\n\n")
+	rows := [][]string{{"figure", "target", "median", "of runs", ""}}
+	for _, t := range r.Targets {
+		rows = append(rows, []string{t.Figure, t.Want, t.Got, strconv.Itoa(t.Runs), t.State})
+	}
+	writeTable(&w, rows)
+	return w.String()
+}
+
+// tables are all figures, in Markdown.
+func (r *report) tables() string {
+	var w strings.Builder
+	fmt.Fprintf(&w, "Medians; the smallest and largest of the rounds in brackets.\n")
+	if r.find(aloneOurs, aloneCPU) != nil || r.find(aloneBare, aloneCPU) != nil {
+		fmt.Fprintf(&w, "\n### A relay alone\n\n")
+		rows := [][]string{{"", aloneBare, aloneOurs, "ours / bare"}}
+		for _, what := range []string{aloneCPU, alonePerCore, aloneRate, aloneBusy, aloneLoss, aloneSparse, aloneBytes} {
+			ratio := r.ratio(aloneOurs, aloneBare, what)
+			if what == aloneCPU {
+				ratio = r.cell(aloneRatio, what)
+			}
+			rows = append(rows, []string{what, r.cell(aloneBare, what), r.cell(aloneOurs, what), ratio})
 		}
+		writeTable(&w, rows)
+	}
+
+	var whats, stages []string
+	for _, f := range r.Figures {
+		switch {
+		case f.What == atRest || !slices.Contains([]string{oursName, torName, wgName}, f.System) || slices.Contains(whats, f.What):
+		case strings.HasPrefix(f.What, stageOf):
+			stages = append(stages, f.What)
+		default:
+			whats = append(whats, f.What)
+		}
+	}
+	if len(r.Paths) > 0 {
+		fmt.Fprintf(&w, "\n### Whole networks side by side\n\n")
+		rows := [][]string{{"", oursName, torName, wgName, "ours / Tor", "ours / wireguard-go"}}
+		for _, what := range append(whats, atRest) {
+			toTor := r.ratio(oursName, torName, what)
+			switch what { // Tor can do better with more circuits: said, not hidden
+			case tcp44Down:
+				toTor = r.ratioOf(oursName, tcp4Down, torName, tcp44Down)
+			case tcp44Up:
+				toTor = r.ratioOf(oursName, tcp4Up, torName, tcp44Up)
+			}
+			rows = append(rows, []string{what, r.cell(oursName, what), r.cell(torName, what), r.cell(wgName, what), toTor, r.ratio(oursName, wgName, what)})
+		}
+		writeTable(&w, rows)
+	}
+	if len(stages) > 0 {
+		fmt.Fprintf(&w, "\n### A cold start\n\nThe time line of the client (`lokinetd status`), from the begin of its process. The user of \"%s\" begins at the same moment.\n\n", coldStart)
+		rows := [][]string{{"", "ms"}}
+		slices.SortStableFunc(stages, func(a, b string) int {
+			x, _ := r.get(oursName, a)
+			y, _ := r.get(oursName, b)
+			return cmp.Compare(x, y)
+		})
+		for _, s := range stages {
+			rows = append(rows, []string{strings.TrimPrefix(s, stageOf), r.cell(oursName, s)})
+		}
+		writeTable(&w, rows)
+	}
+	if len(r.Sizes) > 0 {
+		fmt.Fprintf(&w, "\n### Size\n\nOne process: a relay that paths end at, each pinged every 5 s; a client whose sessions carry a packet each 5 s.\n\n")
+		rows := [][]string{{"", "RSS, MB", "each more, kB", "CPU, % of a core"}}
+		for _, s := range r.Sizes {
+			rows = append(rows, []string{s, r.cell(sizeOf, s+sizeRSS), r.cell(sizeOf, s+sizeEach), r.cell(sizeOf, s+sizeCPU)})
+		}
+		writeTable(&w, rows)
 	}
 
 	if len(r.Micro) > 0 {
 		fmt.Fprintf(&w, "\n### Go benchmarks\n\n")
-		rows = [][]string{{"", "ns", "B", "allocations", "more"}}
+		rows := [][]string{{"", "ns", "B", "allocations", "more"}}
 		for _, m := range r.Micro {
 			row := []string{m.Package + " " + m.Name}
 			for _, unit := range []string{"ns/op", "B/op", "allocs/op"} {
 				text := ""
 				if v, ok := m.Values[unit]; ok && !(unit == "ns/op" && v == 0) {
-					text = short(v)
+					text = threeDigits(v)
 				}
 				row = append(row, text)
 			}
 			var more []string
 			for unit, v := range m.Values {
 				if !slices.Contains([]string{"ns/op", "B/op", "allocs/op"}, unit) {
-					more = append(more, short(v)+" "+unit)
+					more = append(more, threeDigits(v)+" "+unit)
 				}
 			}
 			slices.Sort(more)
 			rows = append(rows, append(row, strings.Join(more, ", ")))
 		}
-		table(&w, rows)
+		writeTable(&w, rows)
+	}
+	for _, p := range r.Profiles {
+		fmt.Fprintf(&w, "\n### %s, dearest functions\n\nAlone, and with what they call.\n\n```\n%s\n```\n", p.Of, strings.Join(p.Top, "\n"))
 	}
 	return w.String()
 }
@@ -504,9 +574,9 @@ func (r *report) cell(system, what string) string {
 	case f == nil:
 		return "-"
 	case len(f.Samples) == 1:
-		return short(f.Median)
+		return threeDigits(f.Median)
 	}
-	return fmt.Sprintf("%s [%s-%s]", short(f.Median), short(f.Min), short(f.Max))
+	return fmt.Sprintf("%s [%s-%s]", threeDigits(f.Median), threeDigits(f.Min), threeDigits(f.Max))
 }
 
 func (r *report) ratio(x, y, what string) string { return r.ratioOf(x, what, y, what) }
@@ -520,8 +590,8 @@ func (r *report) ratioOf(x, whatX, y, whatY string) string {
 	return fmt.Sprintf("%.2f", a/b)
 }
 
-// short prints three figures.
-func short(v float64) string {
+// threeDigits prints three figures.
+func threeDigits(v float64) string {
 	switch {
 	case v == 0:
 		return "0"
@@ -533,8 +603,8 @@ func short(v float64) string {
 	return strconv.FormatFloat(v, 'g', 3, 64)
 }
 
-// table prints rows, the first is the head, so that they can be read as text and as Markdown.
-func table(w *strings.Builder, rows [][]string) {
+// writeTable prints rows, the first is the head, so that they can be read as text and as Markdown.
+func writeTable(w *strings.Builder, rows [][]string) {
 	wide := make([]int, len(rows[0]))
 	for _, row := range rows {
 		for i, c := range row {

@@ -26,7 +26,7 @@ import (
 var (
 	benchRounds  = flag.Int("rounds", 5, "how often everything is measured; the median counts")
 	benchFor     = flag.Duration("for", 3*time.Second, "length of one measurement")
-	benchOnly    = flag.String("only", "relay,lokinetd,tor,wireguard", "the parts to run, of these four")
+	benchOnly    = flag.String("only", "relay,size,lokinetd,tor,wireguard", "the parts to run, of these five")
 	benchMicro   = flag.String("micro", "", "`file` with the output of go test -bench")
 	benchOut     = flag.String("out", "", "`directory` for bench.txt, bench.json and the CPU profiles")
 	benchDoc     = flag.String("doc", "", "`file` whose part between the bench markers is replaced by the report")
@@ -98,10 +98,14 @@ func TestBench(t *testing.T) {
 		}
 	}
 	only := strings.Split(*benchOnly, ",")
+	n := time.Duration(*benchRounds)
 	if slices.Contains(only, "relay") {
-		b.relayAlone()
+		b.part("a relay alone", time.Minute+n*(8**benchFor+20*time.Second), b.relayAlone)
 	}
-	b.networks(only)
+	if slices.Contains(only, "size") {
+		b.part("size", time.Minute+n*2*time.Minute, b.sizes)
+	}
+	b.part("whole networks", 8*time.Minute+n*(50**benchFor+time.Minute), func() { b.networks(only) })
 	if err := ctx.Err(); err != nil {
 		t.Fatal("interrupted")
 	}
@@ -121,6 +125,19 @@ type bench struct {
 	ctx    context.Context
 	out    string
 	report *report
+}
+
+// part measures a part for no longer than limit: what it started ends then, and what it has measured stays.
+func (b *bench) part(name string, limit time.Duration, measure func()) {
+	whole := b.ctx
+	ctx, cancel := context.WithTimeout(whole, limit)
+	defer cancel()
+	b.ctx = ctx
+	measure()
+	b.ctx = whole
+	if ctx.Err() != nil {
+		b.failed(name, fmt.Errorf("not at its end after %v", limit))
+	}
 }
 
 // failed notes what could not be measured; the rest goes on.
@@ -172,20 +189,33 @@ func (b *bench) relayAlone() {
 			b.report.add(aloneRatio, aloneCPU, perPacket[false]/perPacket[true])
 		}
 	}
-	b.say("relay alone: many links and hops")
-	dir := filepath.Join(b.t.TempDir(), "alone")
-	if b.failed(aloneOurs, os.Mkdir(dir, 0o700)) {
-		return
+}
+
+// sizes measures nodes that have many links, hops or sessions.
+func (b *bench) sizes() {
+	for round := range *benchRounds {
+		for _, p := range []struct {
+			name    string
+			measure func(dir string) ([]sizeStep, error)
+		}{
+			{"relay with few links", func(dir string) ([]sizeStep, error) { return relaySize(b.ctx, dir, false) }},
+			{"relay with many links", func(dir string) ([]sizeStep, error) { return relaySize(b.ctx, dir, true) }},
+			{"client with many sessions", func(dir string) ([]sizeStep, error) { return clientSize(b.ctx, dir) }},
+		} {
+			if b.ctx.Err() != nil {
+				return
+			}
+			b.say("size, round %d: %s", round+1, p.name)
+			dir, err := os.MkdirTemp("", "lokinetd-bench-") // sockets need short names
+			if b.failed(p.name, err) {
+				return
+			}
+			steps, err := p.measure(dir)
+			os.RemoveAll(dir)
+			b.failed("size of a "+p.name, err)
+			b.report.addSize(steps)
+		}
 	}
-	c, err := relaySize(b.ctx, dir)
-	if b.failed(aloneOurs+", many links and hops", err) {
-		return
-	}
-	b.report.add(aloneOurs, aloneMemory, c.AtRest)
-	b.report.add(aloneOurs, aloneLink, (c.WithLinks-c.AtRest)*1000/float64(c.Links))
-	b.report.add(aloneOurs, aloneHops, float64(c.Hops))
-	b.report.add(aloneOurs, aloneWithHops, c.WithAll)
-	b.report.add(aloneOurs, aloneHop, (c.WithAll-c.WithLinks)*1000/float64(c.Hops))
 }
 
 // udpRates are the points of the loss curve, Mbit/s.
@@ -285,7 +315,7 @@ func (b *bench) memory(s *system, when string) {
 // round is one round in one network.
 func (b *bench) round(s *system) {
 	lasts := benchFor.String()
-	tcp := func(name string, costs bool, args ...string) {
+	tcp := func(name string, args ...string) {
 		var r rate
 		before := map[string]float64{"": s.used("")}
 		for role := range s.roles {
@@ -295,7 +325,7 @@ func (b *bench) round(s *system) {
 			return
 		}
 		b.report.add(s.name, name, r.Mbps)
-		if costs && r.Bytes > 0 {
+		if r.Bytes > 0 {
 			gb := float64(r.Bytes) / 1e9
 			for _, role := range append([]string{""}, order...) {
 				if role == "" || s.roles[role] != nil {
@@ -304,13 +334,13 @@ func (b *bench) round(s *system) {
 			}
 		}
 	}
-	tcp(tcp1Down, true)
-	tcp(tcp1Up, true, "-up")
-	tcp(tcp4Down, true, "-streams", "4")
-	tcp(tcp4Up, false, "-streams", "4", "-up")
+	tcp(tcp1Down)
+	tcp(tcp1Up, "-up")
+	tcp(tcp4Down, "-streams", "4")
+	tcp(tcp4Up, "-streams", "4", "-up")
 	if s.route.socks != "" {
-		tcp(tcp44Down, true, "-streams", "4", "-users", "4")
-		tcp(tcp44Up, false, "-streams", "4", "-users", "4", "-up")
+		tcp(tcp44Down, "-streams", "4", "-users", "4")
+		tcp(tcp44Up, "-streams", "4", "-users", "4", "-up")
 	}
 	for _, bulk := range []bool{false, true} {
 		var r times
@@ -339,6 +369,13 @@ func (b *bench) round(s *system) {
 			took, err := s.fresh(warm)
 			if !b.failed(s.name+", "+name, err) {
 				b.report.add(s.name, name, ms(took))
+				if s.stages != nil && !warm {
+					stages, err := s.stages()
+					b.failed(s.name+", time line", err)
+					for _, x := range stages {
+						b.report.add(s.name, stageOf+x.Name, x.AtMs)
+					}
+				}
 			}
 		}
 	}
@@ -347,6 +384,10 @@ func (b *bench) round(s *system) {
 		if !b.failed(s.name+", names", err) {
 			b.report.add(s.name, dnsSession, session)
 			b.report.add(s.name, dnsCached, cached)
+			mb, err := s.rss()
+			if !b.failed(s.name+", "+freshRSS, err) {
+				b.report.add(s.name, freshRSS, mb)
+			}
 		}
 	}
 }

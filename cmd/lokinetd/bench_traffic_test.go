@@ -59,6 +59,9 @@ var benchPrograms = map[string]func(context.Context, []string) (any, error){
 	"bare":  runBare,
 	"drive": driveRelay,
 	"crowd": playCrowd,
+
+	"remotes": playRemotes,
+	"call":    playCaller,
 }
 
 // benchProgram runs one of them and returns the exit code.
