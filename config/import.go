@@ -29,6 +29,15 @@ type Imported struct {
 	TOML   []byte // right as Parse sees it, in a folder of any name: all paths in it are absolute
 	Config *Config
 	Notes  []Note // what did not become what it was, by line
+
+	// Clients may call the service, and nobody else, if the folder that its key clients names has a file for each.
+	Clients []key.Public
+}
+
+// Places says where what the old configuration names is from now on.
+type Places struct {
+	Key     func(path string) string // of a key file; nil: where it was
+	Clients string                   // the folder of the clients that may call; "": imported.clients in the data directory
 }
 
 // Note is about one setting.
@@ -40,8 +49,9 @@ type Note struct {
 
 // The keys of the one service that there may be.
 const (
-	serviceKey = "service[0].key"
-	serviceSRV = "service[0].srv"
+	serviceKey     = "service[0].key"
+	serviceClients = "service[0].clients"
+	serviceSRV     = "service[0].srv"
 )
 
 // maxSettings bounds the settings of a file; each may be looked at as often as there are wrong ones.
@@ -112,13 +122,21 @@ func readINI(data []byte, name string) (lines []iniLine, err error) {
 
 // importer collects what becomes of a file.
 type importer struct {
-	dir     string // of the file
-	keyFile func(string) string
-	lines   []iniLine
-	old     bool
-	relay   bool
-	values  map[string][]imported // by key; single values and lists alike
-	notes   []Note
+	dir    string // of the file
+	places Places
+	lines  []iniLine
+	old    bool
+	relay  bool
+	values map[string][]imported // by key; single values and lists alike
+	closed []callerRule          // by which not everybody may call
+	listed []key.Public          // by which these may
+	notes  []Note
+}
+
+// callerRule is a line about who may call.
+type callerRule struct {
+	iniLine
+	code bool // who knows something
 }
 
 // imported is a value in TOML with the line that it is from.
@@ -127,14 +145,14 @@ type imported struct {
 	from iniLine
 }
 
-// Import translates the content of a file. Relative paths in it count from the directory of name, which must be absolute. keyFile says where a key file that the configuration
-// names is found from now on; nil: where it was. The error is an Errors: the file is none of theirs.
-func Import(data []byte, name string, keyFile func(path string) string) (*Imported, error) {
+// Import translates the content of a file. Relative paths in it count from the directory of name, which must be absolute. The error is an Errors: the
+// file is none of theirs.
+func Import(data []byte, name string, places Places) (*Imported, error) {
 	lines, err := readINI(data, name)
 	if err != nil {
 		return nil, err
 	}
-	m := &importer{dir: filepath.Dir(name), keyFile: keyFile, lines: lines, values: map[string][]imported{}}
+	m := &importer{dir: filepath.Dir(name), places: places, lines: lines, values: map[string][]imported{}}
 	m.recognize()
 	for _, l := range lines {
 		m.take(l)
@@ -163,6 +181,9 @@ func Import(data []byte, name string, keyFile func(path string) string) (*Import
 	}
 	slices.SortStableFunc(m.notes, func(a, b Note) int { return cmp.Compare(a.Line, b.Line) })
 	im.Notes = m.notes
+	if len(im.Config.Service) > 0 && im.Config.Service[0].Clients != "" {
+		im.Clients = m.listed
+	}
 	return im, nil
 }
 
@@ -247,6 +268,9 @@ func (m *importer) drop(e *Error) bool {
 		return false
 	}
 	m.note(vs[i].from, "left out: %s", e.Message)
+	if name == serviceClients { // without it everybody could call
+		delete(m.values, serviceKey)
+	}
 	if vs = slices.Delete(vs, i, i+1); len(vs) == 0 || !isList {
 		delete(m.values, name)
 	} else {
@@ -302,6 +326,9 @@ func (m *importer) write(from string) []byte {
 	}
 	for _, s := range m.values[serviceKey] {
 		fmt.Fprintf(&b, "\n# The address that others reached this host by. Nothing is open until it stands in ports, as in [\"tcp/80\"].\n[[service]]\nname = %q\nkey = %s\nports = []\necho = true\n", "imported", s.text)
+		for _, c := range m.values[serviceClients] {
+			fmt.Fprintf(&b, "clients = %s\n", c.text)
+		}
 		if srv := m.values[serviceSRV]; len(srv) > 0 {
 			fmt.Fprintf(&b, "srv = [%s]\n", strings.Join(texts(srv), ", "))
 		}
@@ -368,6 +395,7 @@ func (m *importer) finish() {
 	case set && on:
 		m.note(reachable, "without a keyfile the address was another one at each start. A [[service]] has one that stays")
 	}
+	m.finishClients()
 	if len(m.values[serviceKey]) == 0 {
 		for _, v := range m.values[serviceSRV] {
 			m.note(v.from, "left out: records are published with an address that stays, and there is none: it needs a keyfile, and reachable not off")
@@ -407,14 +435,39 @@ func (m *importer) finish() {
 	}
 }
 
+// finishClients says who may call the service. Where not everybody could, what is not understood lets nobody in.
+func (m *importer) finishClients() {
+	open, isOpen := m.get("[network] auth-type")
+	if !isOpen {
+		open, isOpen = m.get("[network] auth")
+	}
+	isOpen = isOpen && open.value == "none"
+	service := len(m.values[serviceKey]) > 0
+	for _, c := range m.closed {
+		switch {
+		case isOpen:
+			m.note(c.iniLine, "left out: everybody could call, by line %d", open.n)
+			continue
+		case !service:
+			m.note(c.iniLine, "left out: nobody can call without an address that stays, and there is none")
+			continue
+		case c.code:
+			m.note(c.iniLine, "left out: %s", noCode)
+		}
+		if len(m.values[serviceClients]) == 0 {
+			m.set(c.iniLine, serviceClients, quote(cmp.Or(m.places.Clients, filepath.Join(defaults().DataDir, "imported.clients"))))
+		}
+	}
+}
+
 // key gives the path of a key file from now on. Lokinet looked for it from the directory that it ran in, which is its data directory; Session Router looks from that of the configuration.
 func (m *importer) key(l iniLine) string {
 	path := m.path(l.value)
 	if dir, ok := m.get("[router] data-dir"); ok && m.old && dir.value != "" && !filepath.IsAbs(l.value) {
 		path = filepath.Join(m.path(dir.value), l.value)
 	}
-	if m.keyFile != nil {
-		path = m.keyFile(path)
+	if m.places.Key != nil {
+		path = m.places.Key(path)
 	}
 	return path
 }

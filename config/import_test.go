@@ -24,7 +24,7 @@ func TestImport(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			im, err := Import(data, "/etc/old/"+filepath.Base(file), nil)
+			im, err := Import(data, "/etc/old/"+filepath.Base(file), Places{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -46,7 +46,7 @@ func TestImport(t *testing.T) {
 				t.Errorf("%v; got:\n%s", err, got)
 			}
 			// Windows' line ends and a byte order mark change nothing.
-			again, err := Import(append([]byte("\ufeff"), bytes.ReplaceAll(data, []byte("\n"), []byte("\r\n"))...), "/etc/old/"+filepath.Base(file), nil)
+			again, err := Import(append([]byte("\ufeff"), bytes.ReplaceAll(data, []byte("\n"), []byte("\r\n"))...), "/etc/old/"+filepath.Base(file), Places{})
 			if err != nil || !bytes.Equal(again.TOML, im.TOML) || len(again.Notes) != len(im.Notes) {
 				t.Errorf("with CR LF: %v\n%s", err, again.TOML)
 			}
@@ -59,7 +59,7 @@ func TestImportSettings(t *testing.T) {
 	for setting := range importRules {
 		section, name, _ := strings.Cut(setting, ".")
 		name = strings.Replace(name, "*", "some", 1)
-		im, err := Import(fmt.Appendf(nil, "[%s]\n%s=1\n", section, name), "/x/y.ini", nil)
+		im, err := Import(fmt.Appendf(nil, "[%s]\n%s=1\n", section, name), "/x/y.ini", Places{})
 		if err != nil {
 			t.Errorf("%s: %v", setting, err)
 			continue
@@ -85,7 +85,7 @@ func TestImportErrors(t *testing.T) {
 		{"[dns]\n" + strings.Repeat("upstream=a\n", maxSettings+1), "x.ini: 2001 settings, at most 2000 are read"},
 		{strings.Repeat("#", maxFile+1), "x.ini: larger than 1048576 bytes"},
 	} {
-		if _, err := Import([]byte(c[0]), "x.ini", nil); err == nil || err.Error() != c[1] {
+		if _, err := Import([]byte(c[0]), "x.ini", Places{}); err == nil || err.Error() != c[1] {
 			t.Errorf("%.40q: %v", c[0], err)
 		}
 	}
@@ -102,7 +102,7 @@ func FuzzImport(f *testing.F) {
 		f.Add(data)
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		im, err := Import(data, "/etc/x.ini", nil)
+		im, err := Import(data, "/etc/x.ini", Places{})
 		if err != nil {
 			if len(data) > 0 && strings.HasPrefix(err.Error(), "/etc/imported.toml") {
 				t.Error(err)

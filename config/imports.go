@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"lokinetd/router/key"
 )
 
 // The settings of Lokinet 0.9 and of Session Router 1.x (protocol 4 section 10), and what becomes of each.
@@ -118,7 +120,7 @@ func quiet(*importer, iniLine) {}
 
 const (
 	noExit    = "exit traffic is not supported"
-	noAuth    = "who may call a service is said by a folder with a file for each client: set clients in [[service]]; until then everybody may who knows the address"
+	noCode    = "callers are not asked for codes; who may call is said by the files in the folder that the service's key clients names"
 	noThreads = "lokinetd uses the processors that there are"
 	noAPI     = "programs talk to lokinetd over a unix socket, see [control]"
 	noKeys    = "on the public network oxend holds a relay's key, in private ones it is the file in relay.key"
@@ -169,16 +171,16 @@ var importRules = map[string]importRule{
 	"network.profiles":               {of: lokinet, do: none("which relays did not answer lately is not written to the disk")},
 	"network.save-profiles":          {do: none("which relays did not answer lately is not written to the disk")},
 	"network.profiling":              {client: true, do: asBool("paths.profiling")},
-	"network.auth":                   {of: lokinet, do: unless(noAuth, "none")},
-	"network.auth-lmq":               {of: lokinet, do: none(noAuth)},
-	"network.auth-lmq-method":        {of: lokinet, do: none(noAuth)},
-	"network.auth-type":              {do: unless(noAuth, "none")},
-	"network.omq-auth-endpoint":      {do: none(noAuth)},
-	"network.omq-auth-method":        {do: none(noAuth)},
-	"network.auth-whitelist":         {multi: true, do: none(noAuth)},
-	"network.auth-file":              {multi: true, do: none(noAuth)},
-	"network.auth-file-type":         {do: none(noAuth)},
-	"network.auth-static":            {multi: true, do: none(noAuth)},
+	"network.auth":                   {of: lokinet, client: true, do: authType},
+	"network.auth-lmq":               {of: lokinet, client: true, do: none(noCode)},
+	"network.auth-lmq-method":        {of: lokinet, client: true, do: none(noCode)},
+	"network.auth-type":              {client: true, do: authType},
+	"network.omq-auth-endpoint":      {client: true, do: none(noCode)},
+	"network.omq-auth-method":        {client: true, do: none(noCode)},
+	"network.auth-whitelist":         {client: true, multi: true, do: whitelisted},
+	"network.auth-file":              {client: true, multi: true, do: code},
+	"network.auth-file-type":         {client: true, do: none(noCode)},
+	"network.auth-static":            {client: true, multi: true, do: code},
 	"network.ifname":                 {client: true, do: asText("tun.name")},
 	"network.ifaddr":                 {client: true, multi: true, do: interfaceAddress},
 	"network.mapaddr":                {multi: true, do: none("remotes get local addresses by themselves, and keep them")},
@@ -282,6 +284,27 @@ func record(m *importer, l iniLine) {
 		m.note(l, "left out: at most %d records", maxSRV)
 	case !slices.ContainsFunc(have, func(v imported) bool { return v.text == quote(r.String()) }):
 		m.set(l, serviceSRV, quote(r.String()))
+	}
+}
+
+// authType takes a way in which callers had to show who they are.
+func authType(m *importer, l iniLine) {
+	if l.value != "none" && l.value != "" {
+		m.closed = append(m.closed, callerRule{l, l.value != "whitelist"})
+	}
+}
+
+// code takes what callers had to know.
+func code(m *importer, l iniLine) { m.closed = append(m.closed, callerRule{l, true}) }
+
+// whitelisted takes a client that may call.
+func whitelisted(m *importer, l iniLine) {
+	m.closed = append(m.closed, callerRule{l, false})
+	a, err := key.ParseAddress(l.value)
+	if err != nil || a.Kind != key.Client || a.Key.Check() != nil {
+		m.note(l, "left out, and may not call: want an address of 52 characters and .loki")
+	} else if !slices.Contains(m.listed, a.Key) {
+		m.listed = append(m.listed, a.Key)
 	}
 }
 

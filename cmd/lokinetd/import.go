@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"github.com/google/renameio/v2"
@@ -26,11 +27,12 @@ func (a *app) configImportCommand() *cobra.Command {
 		Use: "import FILE.ini", Short: "Turn a configuration of Lokinet 0.9 or Session Router into one of lokinetd", Args: cobra.ExactArgs(1),
 		Long: "Turn a configuration of Lokinet 0.9 (lokinet.ini) or of Session Router into one of lokinetd, printed on standard\n" +
 			"output. What has no meaning here is left out, and said with its line on standard error. The key file of an address\n" +
-			"that stays is used where it is, whichever of the two wrote it; with --keys it is copied.",
+			"that stays is used where it is, whichever of the two wrote it; with --keys it is copied, and the clients that may call\n" +
+			"it get a file each.",
 		RunE: func(_ *cobra.Command, args []string) error { return a.importConfig(args[0], out, keys) },
 	}
 	cmd.Flags().StringVarP(&out, "out", "o", "", "`file` to write instead of standard output; it must not exist")
-	cmd.Flags().StringVar(&keys, "keys", "", "`directory` to copy the key file to, as lokinetd writes them")
+	cmd.Flags().StringVar(&keys, "keys", "", "`directory` to copy the key file to, the daemon's data directory for example; its owner gets the copy")
 	return cmd
 }
 
@@ -54,43 +56,104 @@ func (a *app) importConfig(name, out, keys string) error {
 	if err != nil {
 		return err
 	}
+	var places config.Places
 	var identity *key.Secret
 	var copied string
 	var wrong error
-	im, err := config.Import(data, full, func(path string) string {
+	fresh := func(path string) string {
+		if _, err := os.Lstat(path); err == nil && wrong == nil {
+			wrong = fmt.Errorf("%s exists already, and is left as it is", path)
+		}
+		return path
+	}
+	if keys != "" {
+		if keys, err = filepath.Abs(keys); err != nil {
+			return err
+		}
+		places.Clients = filepath.Join(keys, "imported.clients")
+	}
+	places.Key = func(path string) string {
 		if identity, wrong = key.LoadSecret(path); wrong != nil || keys == "" {
 			return path
 		}
-		if copied, wrong = filepath.Abs(filepath.Join(keys, "imported.key")); wrong == nil {
-			if _, err := os.Lstat(copied); err == nil {
-				wrong = fmt.Errorf("%s exists already, and is left as it is", copied)
-			}
-		}
+		copied = fresh(filepath.Join(keys, "imported.key"))
 		return copied
-	})
-	if err == nil {
-		err = wrong
 	}
+	im, err := config.Import(data, full, places)
 	if err != nil {
 		return err
+	}
+	clients := ""
+	if s := im.Config.Service; len(s) > 0 {
+		clients = s[0].Clients
+	}
+	if clients != "" && keys != "" {
+		fresh(clients)
+	}
+	if wrong != nil {
+		return wrong
 	}
 	for _, n := range im.Notes {
 		fmt.Fprintf(a.err, "%s:%d: %s: %s\n", name, n.Line, n.Setting, n.Message)
 	}
 	a.checkBootstraps(im.Config)
 	if copied != "" {
-		if err := identity.Save(copied); err != nil {
+		if err := errors.Join(identity.Save(copied), handOver(copied, keys)); err != nil {
 			return err
 		}
 	}
 	if identity != nil {
 		fmt.Fprintf(a.err, "the address that is kept: %s\n", key.Address{Key: identity.Public()}.Text(im.Config.Network.Suffix))
 	}
+	switch {
+	case clients != "" && keys != "":
+		if err := writeClients(clients, im.Clients); err != nil {
+			return err
+		}
+		fmt.Fprintf(a.err, "who may call it: %d clients, those in %s\n", len(im.Clients), clients)
+	case clients != "":
+		fmt.Fprintf(a.err, "nobody may call it before %s is there, with a file NAME.client for each of %d clients; --keys makes them\n", clients, len(im.Clients))
+	}
 	if out == "" {
 		_, err = a.out.Write(im.TOML)
 		return err
 	}
 	return renameio.WriteFile(out, im.TOML, 0o644, renameio.WithTempDir(filepath.Dir(out)))
+}
+
+// writeClients makes the folder of the clients that may call a service, with a file for each.
+func writeClients(dir string, clients []key.Public) error {
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
+	for i, k := range clients {
+		file := filepath.Join(dir, fmt.Sprintf("imported-%d.client", i+1))
+		if err := os.WriteFile(file, []byte(key.Address{Key: k}.String()+"\n"), 0o600); err != nil {
+			return err
+		}
+		if err := handOver(file, filepath.Dir(dir)); err != nil {
+			return err
+		}
+	}
+	return handOver(dir, filepath.Dir(dir))
+}
+
+// handOver gives what root has made in dir to the owner of dir, which is the daemon's own: it could not read it otherwise.
+func handOver(path, dir string) error {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	fi, err := os.Stat(dir)
+	if err != nil {
+		return err
+	}
+	owner := fi.Sys().(*syscall.Stat_t)
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return f.Chown(int(owner.Uid), int(owner.Gid))
 }
 
 // checkBootstraps warns of bootstrap files that lokinetd would not start with.

@@ -56,6 +56,29 @@ func TestConfigImport(t *testing.T) {
 		t.Error("written in spite of an error")
 	}
 
+	// A list of who may call goes with the key.
+	friend := key.Address{Key: key.Generate().Public()}.String()
+	s.write("list.ini", "[network]\nkeyfile=me.private\nauth-whitelist="+friend+"\n")
+	s.run(0, "config import list.ini", "nobody may call it before /var/lib/lokinetd/imported.clients is there, with a file NAME.client for each of 1 clients")
+	s.run(1, "config import list.ini --keys keys", "imported.key exists already")
+	if err := os.Mkdir("listed", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	s.run(0, "config import list.ini --out list.toml --keys listed", "who may call it: 1 clients, those in ", "/listed/imported.clients")
+	if c, err := config.Load("list.toml"); err != nil || !strings.HasSuffix(c.Service[0].Clients, "/listed/imported.clients") {
+		t.Errorf("%v", err)
+	}
+	if got, err := os.ReadFile("listed/imported.clients/imported-1.client"); err != nil || string(got) != friend+"\n" {
+		t.Errorf("%q, %v", got, err)
+	}
+	if err := os.Remove("listed/imported.key"); err != nil {
+		t.Fatal(err)
+	}
+	s.run(1, "config import list.ini --keys listed", "imported.clients exists already")
+	if _, err := os.Stat("listed/imported.key"); err == nil {
+		t.Error("a key was copied in spite of an error")
+	}
+
 	// What is wrong.
 	s.write("me.private", "rubbish")
 	s.run(1, "config import old.ini", "me.private: not a secret key")
