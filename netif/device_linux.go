@@ -38,7 +38,8 @@ type Changes struct {
 	Interface string
 	// Index is the interface's number, so that Cleanup does not take another program's for ours.
 	Index int
-	// Unreachable are the ranges that have an unreachable route, so that nothing for them leaves another way while the TUN is away.
+	// Unreachable are the ranges that have an unreachable route, so that nothing for them leaves another way while the TUN is away. The firewall table of Interface is for
+	// the same ranges, where the kernel has nftables.
 	Unreachable []netip.Prefix
 }
 
@@ -62,9 +63,12 @@ type Device struct {
 	link   netlink.Link
 	record func(Changes) error
 	log    *slog.Logger
-	no6    string // why there is no IPv6; "": there is
+	no6    string                                         // why there is no IPv6; "": there is
+	filter func(name string, ranges []netip.Prefix) error // setFilter
 
 	mu     sync.Mutex
+	former string         // the interface of an earlier run, if it had another name: its firewall table is there until ours is
+	bare   string         // why there is no firewall; "": there is, or it has not been tried
 	routes []netip.Prefix // unreachable routes that are or may be there
 	addrs  []netip.Prefix
 	closed bool
@@ -78,7 +82,7 @@ func OpenDevice(c DeviceConfig) (*Device, error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	d := &Device{record: c.Record, log: c.Log, routes: slices.Clone(c.Before.Unreachable)}
+	d := &Device{record: c.Record, log: c.Log, filter: setFilter, routes: slices.Clone(c.Before.Unreachable)}
 	fd, err := tunFD(c.Name, c.File)
 	if err != nil {
 		return nil, err
@@ -89,6 +93,9 @@ func OpenDevice(c DeviceConfig) (*Device, error) {
 	if err := d.init(); err != nil {
 		d.dev.Close()
 		return nil, err
+	}
+	if c.Before.Interface != d.name {
+		d.former = c.Before.Interface
 	}
 	return d, nil
 }
@@ -182,7 +189,7 @@ func (d *Device) list() ([]netip.Prefix, error) {
 
 // Apply makes want, own addresses each with the length of its range, all that is on the interface, and brings the interface up; with none it
 // takes it down. It can be called again at any time; what is there already stays untouched. IPv6 prefixes are skipped where the host has
-// no IPv6 (State says so). The order is such that packets for a range never leave another way: unreachable routes first, then addresses,
+// no IPv6 (State says so). The order is such that packets for a range never leave another way: unreachable routes first, then the firewall, then addresses,
 // then up; the other way round for what goes. It fails, and changes nothing, when another interface or route has part of a new range.
 func (d *Device) Apply(want []netip.Prefix) error {
 	d.mu.Lock()
@@ -222,6 +229,7 @@ func (d *Device) Apply(want []netip.Prefix) error {
 			return fmt.Errorf("netif: add the unreachable route %v: %w", p, err)
 		}
 	}
+	d.setFilter(all)
 	for _, p := range want {
 		if slices.Contains(d.addrs, p) {
 			continue
@@ -263,7 +271,33 @@ func (d *Device) Apply(want []netip.Prefix) error {
 		}
 		d.routes = slices.DeleteFunc(d.routes, func(x netip.Prefix) bool { return x == p })
 	}
+	d.setFilter(d.routes)
 	return d.save(d.routes)
+}
+
+// setFilter makes the firewall fit the routes. Where there is none the routes stand alone, which is said once.
+func (d *Device) setFilter(ranges []netip.Prefix) {
+	was := d.bare
+	if d.bare = ""; len(ranges) > 0 {
+		if err := d.filter(d.name, ranges); err != nil {
+			d.bare = err.Error()
+		}
+	} else if err := delFilter(d.name); err != nil {
+		d.bare = err.Error()
+	}
+	if d.former != "" && delFilter(d.former) == nil {
+		d.former = ""
+	}
+	if d.bare != "" && d.bare != was {
+		d.log.Warn("there is no firewall table: only the unreachable routes keep packets for our addresses from leaving another way", "err", d.bare)
+	}
+}
+
+// NoFilter says why there is no firewall table; "": there is.
+func (d *Device) NoFilter() string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.bare
 }
 
 func (d *Device) save(routes []netip.Prefix) error {
@@ -324,7 +358,7 @@ func (d *Device) BatchSize() int { return d.dev.BatchSize() }
 // SetReadDeadline implements TUN.
 func (d *Device) SetReadDeadline(t time.Time) error { return d.dev.File().SetReadDeadline(t) }
 
-// Close removes the interface with its addresses, and the unreachable routes unless keepRoutes: then they stay on the host until a later
+// Close removes the interface with its addresses, and the unreachable routes and the firewall unless keepRoutes: then they stay on the host until a later
 // Device with Before, or Cleanup, removes them.
 func (d *Device) Close(keepRoutes bool) error {
 	d.mu.Lock()
@@ -337,6 +371,7 @@ func (d *Device) Close(keepRoutes bool) error {
 	if keepRoutes {
 		return err
 	}
+	err = errors.Join(err, delFilter(d.name))
 	for _, p := range d.routes {
 		err = errors.Join(err, delUnreachable(p))
 	}
@@ -347,7 +382,7 @@ func (d *Device) Close(keepRoutes bool) error {
 	return err
 }
 
-// Cleanup undoes what a Device has left on the host: its routes, and its interface when a service manager keeps it alive. What is not
+// Cleanup undoes what a Device has left on the host: its routes, its firewall table, and its interface when a service manager keeps it alive. What is not
 // there, or not ours, is left alone. It can be called again.
 func Cleanup(c Changes) error {
 	var errs []error
@@ -355,6 +390,9 @@ func Cleanup(c Changes) error {
 		if err := netlink.LinkDel(link); err != nil {
 			errs = append(errs, fmt.Errorf("netif: remove %s: %w", c.Interface, err))
 		}
+	}
+	if c.Interface != "" {
+		errs = append(errs, delFilter(c.Interface))
 	}
 	for _, p := range c.Unreachable {
 		errs = append(errs, delUnreachable(p))

@@ -7,6 +7,6 @@
 // that [Device], [Stack] and, for tests, [MemTUN] fit. Which endpoints exist, which ranges they get and what is kept in the state file is
 // router's business; the host's resolver is dns's.
 //
-// What it puts on the host: one TUN interface, one address per endpoint and family, and one unreachable route behind every range. Nothing else
-// is touched.
+// What it puts on the host: one TUN interface, one address per endpoint and family, and one unreachable route behind every range, and one
+// nftables table. Nothing else is touched.
 package netif

@@ -1,0 +1,123 @@
+package netif
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// The firewall is the second line behind the unreachable routes: one nftables table, by which packets for our ranges leave the host through our interface or not at all, whatever
+// the routes say, and by which nobody on another interface reaches our addresses, or learns by trying that they are this host's. It names the interface, not its number, so that it holds
+// while the interface is away.
+//
+//	table inet lokinetd_lokinet0 {
+//		chain output  { type filter hook output priority filter;  ip daddr RANGE oifname != { "lokinet0", "lo" } counter reject with icmpx no-route }
+//		chain forward { type filter hook forward priority filter; the same }
+//		chain input   { type filter hook input priority filter;   ip daddr RANGE iifname != { "lokinet0", "lo" } counter drop }
+//	}
+
+// filterTime bounds a transaction: a kernel without nftables may answer only the first of its parts.
+const filterTime = 2 * time.Second
+
+// tableOf is the name of the table of an interface.
+func tableOf(name string) string {
+	return "lokinetd_" + strings.Map(func(r rune) rune {
+		if r == '_' || '0' <= r && r <= '9' || 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' {
+			return r
+		}
+		return '_'
+	}, name)
+}
+
+// setFilter makes the table be there for these ranges, in one transaction; without ranges, be gone. It can be repeated.
+func setFilter(name string, ranges []netip.Prefix) error {
+	t := &nftables.Table{Name: tableOf(name), Family: nftables.TableFamilyINet}
+	c := &nftables.Conn{}
+	c.AddTable(t) // so that there is one to take away
+	c.DelTable(t)
+	if len(ranges) > 0 {
+		c.AddTable(t)
+		reject := &expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_NO_ROUTE}
+		for _, h := range []struct {
+			name string
+			hook *nftables.ChainHook
+			key  expr.MetaKey
+			end  expr.Any
+		}{
+			{"output", nftables.ChainHookOutput, expr.MetaKeyOIFNAME, reject},
+			{"forward", nftables.ChainHookForward, expr.MetaKeyOIFNAME, reject},
+			{"input", nftables.ChainHookInput, expr.MetaKeyIIFNAME, &expr.Verdict{Kind: expr.VerdictDrop}},
+		} {
+			chain := c.AddChain(&nftables.Chain{Name: h.name, Table: t, Type: nftables.ChainTypeFilter, Hooknum: h.hook, Priority: nftables.ChainPriorityFilter})
+			for _, p := range ranges {
+				match := slices.Concat(destinedTo(p), notThrough(h.key, name), notThrough(h.key, "lo"))
+				c.AddRule(&nftables.Rule{Table: t, Chain: chain, Exprs: append(match, &expr.Counter{}, h.end)})
+			}
+		}
+	}
+	return transact(c)
+}
+
+// transact carries out what c has collected.
+func transact(c *nftables.Conn) error {
+	done := make(chan error, 1)
+	go func() { done <- c.Flush() }()
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(filterTime):
+		return errors.New("the kernel does not answer")
+	}
+}
+
+// destinedTo matches packets to addresses of a range.
+func destinedTo(p netip.Prefix) []expr.Any {
+	p = p.Masked()
+	family, offset := byte(unix.NFPROTO_IPV4), uint32(16)
+	if p.Addr().Is6() {
+		family, offset = unix.NFPROTO_IPV6, 24
+	}
+	network := ipNet(p)
+	n := uint32(len(network.Mask))
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{family}},
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: n},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: n, Mask: network.Mask, Xor: make([]byte, n)},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: p.Addr().AsSlice()},
+	}
+}
+
+// notThrough matches packets whose interface is another.
+func notThrough(key expr.MetaKey, name string) []expr.Any {
+	text := make([]byte, unix.IFNAMSIZ)
+	copy(text, name)
+	return []expr.Any{&expr.Meta{Key: key, Register: 1}, &expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: text}}
+}
+
+// HasFilter says whether our firewall table for an interface of that name is there. The error says that the kernel, or our rights, do not let us know.
+func HasFilter(name string) (bool, error) {
+	tables, err := (&nftables.Conn{}).ListTablesOfFamily(nftables.TableFamilyINet)
+	if err != nil {
+		return false, fmt.Errorf("netif: nftables: %w", err)
+	}
+	return slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == tableOf(name) }), nil
+}
+
+// delFilter removes the table, if there is one. Where there cannot be one that is no error.
+func delFilter(name string) error {
+	if there, err := HasFilter(name); err != nil || !there {
+		return nil
+	}
+	if err := setFilter(name, nil); err != nil {
+		return fmt.Errorf("netif: remove the firewall table %s: %w", tableOf(name), err)
+	}
+	return nil
+}
