@@ -43,6 +43,7 @@ type host struct {
 
 	networkSeen map[string]os.FileInfo        // of the network file and the bootstrap files, when they were last looked at
 	bootstraps  []*netdb.RelayContact         // of the bootstrap files
+	feed        *feed                         // of events, for the control socket
 	current     atomic.Pointer[config.Config] // config with what reloads have changed in it
 	ofNetwork   atomic.Pointer[string]        // what the last look at the network file found wrong; nil: nothing
 	ofBootstrap atomic.Pointer[string]        // likewise at the bootstrap files
@@ -170,6 +171,8 @@ func run(ctx context.Context, c *config.Config, version string, log *slog.Logger
 		}
 		h.parts.run("roaming", hostLimit, h.roam)
 	}
+	h.feed = newFeed(h.Status)
+	h.parts.run("events", answerLimit, h.feed.run)
 	server, err := control.Listen(c.Control.Socket, c.Control.Group, h, log.With("mod", "control"))
 	if err != nil {
 		return err

@@ -2,7 +2,9 @@ package router
 
 import (
 	"net/netip"
+	"sync"
 	"sync/atomic"
+	"time"
 
 	"lokinetd/dns"
 	"lokinetd/router/control"
@@ -12,7 +14,14 @@ import (
 type hostDNS struct {
 	way     *dns.Host                        // nil: not our business
 	adopted atomic.Pointer[[]netip.AddrPort] // resolvers for other names that way has found; nil: none
+
+	mu      sync.Mutex
+	judged  *control.HostDNS
+	judgeAt time.Time
 }
+
+// judgeFor is how long it counts what was seen on the host: seeing takes files and D-Bus, and who watches the status asks every second or more often.
+const judgeFor = 2 * time.Second
 
 // openHostDNS keeps the host's resolver told, from when the name server listens until before it goes.
 func (h *host) openHostDNS() {
@@ -60,9 +69,15 @@ func (d *hostDNS) status() *control.HostDNS {
 	if d.way == nil {
 		return nil
 	}
-	s := d.way.Status()
-	if s.Method == "" {
-		return nil
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.judged == nil || time.Since(d.judgeAt) > judgeFor {
+		s := d.way.Status()
+		if s.Method == "" {
+			return nil
+		}
+		d.judged = &control.HostDNS{Method: string(s.Method), Why: s.Reasons, InEffect: s.Applied, Problem: s.Problem, Advice: s.Advice}
+		d.judgeAt = time.Now()
 	}
-	return &control.HostDNS{Method: string(s.Method), Why: s.Reasons, InEffect: s.Applied, Problem: s.Problem, Advice: s.Advice}
+	return d.judged
 }

@@ -274,6 +274,11 @@ func latest(i session.Info) time.Time {
 
 func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
+// Events tells what happens (host_events.go).
+func (h *host) Events(ctx context.Context, each func(control.Event) error) error {
+	return h.feed.listen(ctx, each)
+}
+
 // Relays lists the known relays.
 func (h *host) Relays() control.Relays {
 	n := h.node

@@ -213,6 +213,40 @@ func (f fakeDaemon) Ping(ctx context.Context, name string, count int) (control.P
 	return p, nil
 }
 
+// Events tells of one event of each kind, and then the daemon ends.
+func (f fakeDaemon) Events(_ context.Context, each func(control.Event) error) error {
+	if f.denied {
+		return f.fail
+	}
+	yes, no := true, false
+	x := clientStatus()
+	edge, path, call := x.Edges[0], x.Paths[0], x.Sessions[0]
+	for i, e := range []control.Event{
+		{Event: control.EventState, State: control.Starting, Reason: "connecting to relays"},
+		{Event: control.EventEdgeUp, Relay: edge.Relay, Address: edge.Address},
+		{Event: control.EventPathUp, Endpoint: path.Endpoint, Kind: path.Kind, Hops: path.Hops},
+		{Event: control.EventState, State: control.Ready},
+		{Event: control.EventResolver, Method: "resolved", InEffect: &yes},
+		{Event: control.EventEndpointUp, Endpoint: "blog", Address: goldenClient(1)},
+		{Event: control.EventPublished, Endpoint: "blog", Address: goldenClient(1)},
+		{Event: control.EventSessionUp, Endpoint: call.Endpoint, Direction: call.Direction, Remote: call.Remote, Hops: call.Hops},
+		{Event: control.EventSwitched, Endpoint: call.Endpoint, Direction: call.Direction, Remote: call.Remote, Hops: path.Hops},
+		{Event: control.EventSessionDown, Endpoint: "blog", Direction: "in", Remote: goldenClient(5), Hops: path.Hops},
+		{Event: control.EventUnpublished, Endpoint: "blog", Address: goldenClient(1)},
+		{Event: control.EventEndpointDown, Endpoint: "blog", Address: goldenClient(1)},
+		{Event: control.EventPathDown, Endpoint: "browsing", Kind: "client", Hops: call.Hops, Reason: "edge lost"},
+		{Event: control.EventEdgeDown, Relay: edge.Relay, Address: edge.Address},
+		{Event: control.EventResolver, Method: "none", InEffect: &no, Reason: "nothing is known of how programs find a resolver here"},
+		{Event: control.EventLost, Lost: 17},
+	} {
+		e.Schema, e.Time = control.Schema, goldenNow.Add(time.Duration(i)*250*time.Millisecond)
+		if err := each(e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func goldenStatus(role string, state control.State) control.Status {
 	return control.Status{
 		Schema: control.Schema, Version: "v1", Role: role, State: state, StartedAt: goldenNow.Add(-90 * time.Minute),

@@ -131,7 +131,7 @@ func (a *app) command() *cobra.Command {
 	root.PersistentFlags().StringVar(&a.socket, "socket", "", "control socket of the daemon (default: as configured)")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &exitError{exitUsage, err} })
 	root.AddCommand(
-		a.runCommand(), a.proxyCommand(), a.statusCommand(), a.addressCommand(), a.resolveCommand(), a.pingCommand(),
+		a.runCommand(), a.proxyCommand(), a.statusCommand(), a.eventsCommand(), a.addressCommand(), a.resolveCommand(), a.pingCommand(),
 		a.registryCommand(), a.relayCommand(),
 		a.pathCommand(), a.sessionCommand(), a.keyCommand(), a.configCommand(), a.dnsCommand(), a.cleanupCommand(), a.demoCommand(), a.versionCommand(),
 	)

@@ -61,12 +61,49 @@ func (c *Client) Ping(ctx context.Context, name string, count int) (p Pinged, er
 	return p, c.do(ctx, "POST", "/v1/ping", url.Values{"name": {name}, "count": {strconv.Itoa(count)}}, &p)
 }
 
-// do sends one request and decodes its answer. Errors: ErrNotRunning, *Error,
-// and those of the context and the socket.
-func (c *Client) do(ctx context.Context, method, path string, q url.Values, into any) error {
-	req, err := http.NewRequestWithContext(ctx, method, "http://lokinetd"+path+"?"+q.Encode(), nil)
+// Events calls each with what happens in the daemon from now on, until ctx ends (nil), each fails (its error) or the daemon ends (ErrNotRunning).
+func (c *Client) Events(ctx context.Context, each func(Event) error) error {
+	resp, err := c.ask(ctx, "GET", "/v1/events", nil)
 	if err != nil {
 		return err
+	}
+	defer resp.Body.Close()
+	d := json.NewDecoder(resp.Body)
+	for {
+		var e Event
+		if err := d.Decode(&e); ctx.Err() != nil {
+			return nil
+		} else if err != nil {
+			return fmt.Errorf("%w any more: the daemon has ended", ErrNotRunning)
+		}
+		if err := each(e); err != nil {
+			return err
+		}
+	}
+}
+
+// do sends one request and decodes its answer. Errors: those of ask, and those of the answer.
+func (c *Client) do(ctx context.Context, method, path string, q url.Values, into any) error {
+	resp, err := c.ask(ctx, method, path, q)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(body, into)
+}
+
+// maxAnswer bounds an answer in bytes.
+const maxAnswer = 64 << 20
+
+// ask sends one request; its answer is 200, and the caller closes it. Errors: ErrNotRunning, *Error, and those of the context and the socket.
+func (c *Client) ask(ctx context.Context, method, path string, q url.Values) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, "http://lokinetd"+path+"?"+q.Encode(), nil)
+	if err != nil {
+		return nil, err
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
@@ -74,19 +111,19 @@ func (c *Client) do(ctx context.Context, method, path string, q url.Values, into
 		if errors.As(err, &u) {
 			err = u.Err
 		}
-		return err
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, 64<<20))
-	if err != nil {
-		return err
+		return nil, err
 	}
 	if resp.StatusCode == http.StatusOK {
-		return json.Unmarshal(body, into)
+		return resp, nil
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	if err != nil {
+		return nil, err
 	}
 	var f Failure
 	if json.Unmarshal(body, &f) != nil || f.Error == "" {
-		return fmt.Errorf("control: %s", resp.Status)
+		return nil, fmt.Errorf("control: %s", resp.Status)
 	}
-	return &Error{Code: f.Code, Text: f.Error}
+	return nil, &Error{Code: f.Code, Text: f.Error}
 }

@@ -29,6 +29,16 @@ func (fakeAPI) Ping(_ context.Context, name string, count int) (Pinged, error) {
 	return Pinged{Name: name, Sent: count}, nil
 }
 
+func (fakeAPI) Events(ctx context.Context, each func(Event) error) error {
+	for _, e := range []string{EventState, EventEdgeUp} {
+		if err := each(Event{Schema: Schema, Event: e}); err != nil {
+			return err
+		}
+	}
+	<-ctx.Done()
+	return nil
+}
+
 // start runs a server on a socket in a temporary folder until the test ends.
 func start(t *testing.T) (path string) {
 	path = filepath.Join(t.TempDir(), "run", "lokinetd.sock")
@@ -75,6 +85,39 @@ func TestQuestions(t *testing.T) {
 	}
 	if _, err := Listen(path, "", fakeAPI{}, slog.Default()); err == nil || !strings.Contains(err.Error(), "another daemon") {
 		t.Errorf("a second server: %v", err)
+	}
+}
+
+// TestEvents: each comes as it happens, until the asker has enough or the daemon ends.
+func TestEvents(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "sock")
+	s, err := Listen(path, "", fakeAPI{}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error)
+	go func() { done <- s.Run(ctx) }()
+	enough := errors.New("enough")
+	if err := NewClient(path).Events(context.Background(), func(e Event) error { return enough }); err != enough {
+		t.Errorf("enough: %v", err)
+	}
+	mine, stop := context.WithCancel(context.Background())
+	if err := NewClient(path).Events(mine, func(e Event) error { stop(); return nil }); err != nil {
+		t.Errorf("stopped: %v", err)
+	}
+	var got []string
+	err = NewClient(path).Events(context.Background(), func(e Event) error {
+		if got = append(got, e.Event); len(got) == 2 {
+			cancel()
+		}
+		return nil
+	})
+	if !errors.Is(err, ErrNotRunning) || strings.Join(got, " ") != "state edge_up" {
+		t.Errorf("%v, %q", err, got)
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
 	}
 }
 

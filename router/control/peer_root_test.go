@@ -21,6 +21,11 @@ func TestMain(m *testing.M) {
 		os.Exit(m.Run())
 	}
 	_, err := NewClient(path).Status(context.Background())
+	heard := errors.New("heard")
+	if events := NewClient(path).Events(context.Background(), func(Event) error { return heard }); (events == heard) != (err == nil) {
+		fmt.Print("status and events differ: ", err, " and ", events)
+		return
+	}
 	var e *Error
 	switch {
 	case err == nil:

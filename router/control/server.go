@@ -26,6 +26,8 @@ type API interface {
 	Relays() Relays
 	Resolve(ctx context.Context, name string) (Resolved, error)
 	Ping(ctx context.Context, name string, count int) (Pinged, error)
+	// Events calls each with what happens from now on, one at a time, until ctx ends or each fails. While each blocks, events are kept for a while and then counted.
+	Events(ctx context.Context, each func(Event) error) error
 }
 
 // Error is a failure with one of the Code constants.
@@ -188,7 +190,7 @@ func peerGroups(fd uintptr) []uint32 {
 
 func routes(api API) http.Handler {
 	mux := http.NewServeMux()
-	get := func(pattern string, f func(r *http.Request) (any, error)) {
+	handle := func(pattern string, f func(w http.ResponseWriter, r *http.Request) error) {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 			if ok, _ := r.Context().Value(allowedKey{}).(bool); !ok {
 				fail(w, Errorf(CodeDenied, "permission denied: become a member of the socket's group, or root"))
@@ -199,13 +201,20 @@ func routes(api API) http.Handler {
 				fail(w, Errorf(CodeUsage, "malformed request: %v", err))
 				return
 			}
+			if err := f(w, r); err != nil {
+				fail(w, err)
+			}
+		})
+	}
+	get := func(pattern string, f func(r *http.Request) (any, error)) {
+		handle(pattern, func(w http.ResponseWriter, r *http.Request) error {
 			v, err := f(r)
 			if err != nil {
-				fail(w, err)
-				return
+				return err
 			}
 			w.Header().Set("Content-Type", "application/json")
 			json.NewEncoder(w).Encode(v)
+			return nil
 		})
 	}
 	get("GET /v1/status", func(r *http.Request) (any, error) { return api.Status(), nil })
@@ -223,6 +232,25 @@ func routes(api API) http.Handler {
 			count = n
 		}
 		return api.Ping(r.Context(), r.FormValue("name"), count)
+	})
+	handle("GET /v1/events", func(w http.ResponseWriter, r *http.Request) error {
+		c := http.NewResponseController(w)
+		c.SetWriteDeadline(time.Time{}) // a reader may be slow: it loses events, and may come back
+		begun := false
+		err := api.Events(r.Context(), func(e Event) error {
+			if !begun {
+				w.Header().Set("Content-Type", "application/x-ndjson")
+				begun = true
+			}
+			if err := json.NewEncoder(w).Encode(e); err != nil {
+				return err
+			}
+			return c.Flush()
+		})
+		if begun {
+			return nil // too late to say anything else
+		}
+		return err
 	})
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		fail(w, Errorf(CodeUsage, "no such request: %s %s", r.Method, r.URL.Path))

@@ -213,6 +213,43 @@ type Pinged struct {
 	RTTms   []float64 `json:"rtt_ms"` // one element an answer
 }
 
+// Kinds of events.
+const (
+	EventState        = "state"            // State, and Reason when it is not Ready; the first event of every stream, and each change
+	EventEdgeUp       = "edge_up"          // Relay, Address
+	EventEdgeDown     = "edge_down"        //
+	EventPathUp       = "path_up"          // Endpoint, Kind, Hops
+	EventPathDown     = "path_down"        // likewise, and Reason
+	EventSessionUp    = "session_up"       // Endpoint, Remote, Direction, Hops
+	EventSessionDown  = "session_down"     // likewise
+	EventSwitched     = "session_switched" // likewise: our packets take another path
+	EventEndpointUp   = "endpoint_up"      // Endpoint, Address: a service was added
+	EventEndpointDown = "endpoint_down"    // likewise: one was removed
+	EventPublished    = "published"        // Endpoint, Address: others can find the service
+	EventUnpublished  = "unpublished"      // likewise: they cannot any more
+	EventResolver     = "resolver"         // Method, InEffect, Reason: how programs of this host come to ask the name server
+	EventLost         = "lost"             // Lost: so many events came faster than they were read, and are not told
+)
+
+// Event is one line of the answer to GET /v1/events, which goes on until who asked hangs up. Which fields an event has stands with its kind.
+type Event struct {
+	Schema    int       `json:"schema"`
+	Time      time.Time `json:"time"`
+	Event     string    `json:"event"` // one of the constants above
+	State     State     `json:"state,omitempty"`
+	Endpoint  string    `json:"endpoint,omitempty"`
+	Kind      string    `json:"kind,omitempty"` // of a path
+	Relay     string    `json:"relay,omitempty"`
+	Remote    string    `json:"remote,omitempty"`
+	Direction string    `json:"direction,omitempty"`
+	Address   string    `json:"address,omitempty"`
+	Hops      []string  `json:"hops,omitempty"`
+	Method    string    `json:"method,omitempty"`
+	InEffect  *bool     `json:"in_effect,omitempty"`
+	Reason    string    `json:"reason,omitempty"`
+	Lost      uint64    `json:"lost,omitempty"`
+}
+
 // Failure is the body of every answer that is not 200.
 type Failure struct {
 	Schema int    `json:"schema"`
