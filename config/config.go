@@ -208,8 +208,8 @@ func (c *Config) finish() {
 	}
 }
 
-// maxFile bounds a configuration file in bytes.
-const maxFile = 1 << 20
+// MaxFile bounds a configuration file in bytes.
+const MaxFile = 1 << 20
 
 // Load reads and checks a file. The error is an Errors, or of the file system (fs.ErrNotExist and so on).
 func Load(path string) (*Config, error) { return LoadWith(path, func(*Config) {}) }
@@ -226,7 +226,7 @@ func LoadWith(path string, adjust func(*Config)) (*Config, error) {
 		return nil, fmt.Errorf("config: %w", err)
 	}
 	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	data, err := io.ReadAll(io.LimitReader(f, MaxFile+1))
 	if err != nil {
 		return nil, fmt.Errorf("config: %w", err)
 	}
@@ -236,6 +236,13 @@ func LoadWith(path string, adjust func(*Config)) (*Config, error) {
 // Parse checks the content of a file. name is for errors, and relative paths count from its directory. The error is an Errors with all that is
 // wrong; then there is no Config.
 func Parse(data []byte, name string) (*Config, error) { return parse(defaults(), data, name) }
+
+// ParseWith is Parse where adjust changes what is taken for what the file does not say.
+func ParseWith(data []byte, name string, adjust func(*Config)) (*Config, error) {
+	c := defaults()
+	adjust(c)
+	return parse(c, data, name)
+}
 
 func parse(c *Config, data []byte, name string) (*Config, error) {
 	d := &decoder{file: name, dir: filepath.Dir(name)}

@@ -185,7 +185,7 @@ func TestErrors(t *testing.T) {
 		// Syntax.
 		{"\nrole = client", `x.toml:2: expected value but found "client" instead`},
 		{"a = 1\na = 2", `x.toml:2: Key 'a' has already been defined.`},
-		{"x = \"" + strings.Repeat("a", maxFile), "x.toml: larger than 1048576 bytes"},
+		{"x = \"" + strings.Repeat("a", MaxFile), "x.toml: larger than 1048576 bytes"},
 		{"x = " + strings.Repeat("[", 17), "x.toml: nested deeper than 16 levels"},
 		{strings.Repeat("a.", 17) + "b = 1", "x.toml: nested deeper than 16 levels"},
 		// Kinds of values.
@@ -318,7 +318,7 @@ func TestLoad(t *testing.T) {
 	if err != nil || c.DataDir != filepath.Join(dir, "d") {
 		t.Errorf("%+v %v", c, err)
 	}
-	os.WriteFile(path, make([]byte, maxFile+1), 0o600)
+	os.WriteFile(path, make([]byte, MaxFile+1), 0o600)
 	if _, err := Load(path); err == nil || !strings.Contains(err.Error(), "larger than") {
 		t.Error(err)
 	}

@@ -44,8 +44,8 @@ func (d *decoder) decode(data []byte, c *Config) bool {
 		d.errs = append(d.errs, &Error{File: d.file, Line: line, Message: fmt.Sprintf(format, args...)})
 		return false
 	}
-	if len(data) > maxFile {
-		return syntax(0, "larger than %d bytes", maxFile)
+	if len(data) > MaxFile {
+		return syntax(0, "larger than %d bytes", MaxFile)
 	}
 	var err error
 	if d.lines, err = scanLines(string(data)); err != nil {

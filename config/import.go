@@ -76,13 +76,13 @@ func readINI(data []byte, name string) (lines []iniLine, err error) {
 	fault := func(n int, format string, args ...any) {
 		errs = append(errs, &Error{File: name, Line: n, Message: fmt.Sprintf(format, args...)})
 	}
-	if len(data) > maxFile {
-		return nil, Errors{{File: name, Message: fmt.Sprintf("larger than %d bytes", maxFile)}}
+	if len(data) > MaxFile {
+		return nil, Errors{{File: name, Message: fmt.Sprintf("larger than %d bytes", MaxFile)}}
 	}
 	seen := map[string]iniLine{}
 	section := ""
 	in := bufio.NewScanner(bytes.NewReader(bytes.ReplaceAll(bytes.TrimPrefix(data, []byte("\ufeff")), []byte("\r\n"), []byte("\n"))))
-	in.Buffer(nil, maxFile+1)
+	in.Buffer(nil, MaxFile+1)
 	for n := 1; in.Scan(); n++ {
 		text := strings.TrimSpace(in.Text())
 		switch {

@@ -83,7 +83,7 @@ func TestImportErrors(t *testing.T) {
 		{"[network]\n\nkeyfile=a\x00b", "x.ini:3: not text"},
 		{"[network]\nkeyfile=\xff", "x.ini:2: not text"},
 		{"[dns]\n" + strings.Repeat("upstream=a\n", maxSettings+1), "x.ini: 2001 settings, at most 2000 are read"},
-		{strings.Repeat("#", maxFile+1), "x.ini: larger than 1048576 bytes"},
+		{strings.Repeat("#", MaxFile+1), "x.ini: larger than 1048576 bytes"},
 	} {
 		if _, err := Import([]byte(c[0]), "x.ini", Places{}); err == nil || err.Error() != c[1] {
 			t.Errorf("%.40q: %v", c[0], err)
