@@ -20,6 +20,7 @@ const (
 
 	firstList   = 10 * time.Second // for the first list
 	maxPollHash = 128              // bytes of a block's hash
+	maxStates   = 16384            // relays in a list: clients refuse to hear of more
 )
 
 // leastVersion is the oldest oxend whose relays count as registered (protocol 2 section 8.2).
@@ -221,6 +222,9 @@ func parseList(raw []byte) (a listAnswer, err error) {
 	}
 	if answer.States == nil {
 		return a, errors.New("oxend: rpc.get_service_nodes: no list in the reply")
+	}
+	if len(answer.States) > maxStates {
+		return a, fmt.Errorf("oxend: rpc.get_service_nodes: %d relays, at most %d are taken", len(answer.States), maxStates)
 	}
 	if s, ok := answer.Block.(string); ok && len(s) <= maxPollHash {
 		a.block = s

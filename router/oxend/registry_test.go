@@ -73,6 +73,7 @@ func TestParseList(t *testing.T) {
 		{`{"status": "Failed", "unchanged": true}`, false},
 		{`{"unchanged": true}`, false},
 		{`{"status": "OK", "service_node_states": null}`, false},
+		{`{"status": "OK", "service_node_states": [0` + strings.Repeat(`,0`, maxStates) + `]}`, false},
 		{`{"status": "OK", "service_node_states": {}}`, false},
 		{`[]`, false}, {``, false}, {`null`, false}, {`{"status"`, false},
 	} {
