@@ -144,6 +144,9 @@ func (b *bootstrap) ask(ctx context.Context, list []*netdb.RelayContact) error {
 		return err
 	}
 	b.n.store.Bootstrapped(agreed(good), believe)
+	if b.n.client != nil {
+		b.n.client.wake()
+	}
 	return nil
 }
 

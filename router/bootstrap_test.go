@@ -16,6 +16,7 @@ import (
 	"lokinetd/router/key"
 	"lokinetd/router/link"
 	"lokinetd/router/netdb"
+	"lokinetd/router/path"
 )
 
 // Protocol 2 section 7.2: the answer, what it costs, and who gets none.
@@ -401,6 +402,42 @@ func TestBootstrapBelieved(t *testing.T) {
 		time.Sleep(netdb.PurgeInterval + time.Second)
 		if n.store.Len() != 8 {
 			t.Errorf("%d contacts after all had expired", n.store.Len())
+		}
+	})
+}
+
+// A client that has learnt of relays connects to them then, not at its next round.
+func TestBootstrapThenEdges(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const rtt = 10 * time.Millisecond
+		var all []*netdb.RelayContact
+		for i := range 8 {
+			all = append(all, relayContact(i, time.Now()))
+		}
+		pack := packOf(all...)
+		b := &bootstraps{answers: map[int]func(context.Context) ([]byte, error){0: func(ctx context.Context) ([]byte, error) {
+			time.Sleep(rtt)
+			return pack(ctx)
+		}}}
+		began := time.Now()
+		var mu sync.Mutex
+		dials := map[time.Duration]int{}
+		w := newFakeWire()
+		w.dial = func(ctx context.Context, to netip.AddrPort, remote key.Public, kind link.Kind) (link.Conn, error) {
+			if kind == link.Client {
+				mu.Lock()
+				dials[time.Since(began)]++
+				mu.Unlock()
+			}
+			return b.dial(ctx, to, remote, kind)
+		}
+		o := path.DefaultOptions()
+		runNode(t, NodeConfig{Wire: w, Network: testFile(0, 0), Paths: path.ClientConfig{Options: o}})
+		time.Sleep(tick / 2)
+		mu.Lock()
+		defer mu.Unlock()
+		if dials[rtt] != o.Edges {
+			t.Errorf("dials of edges, by the time since the start: %v", dials)
 		}
 	})
 }

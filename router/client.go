@@ -31,6 +31,7 @@ type client struct {
 	paths  *path.Client
 	names  names
 	juries atomic.Int32
+	kick   chan struct{} // has run go round at once
 
 	mu        sync.Mutex
 	endpoints []*Endpoint
@@ -44,7 +45,7 @@ type client struct {
 }
 
 func newClient(n *Node) (*client, error) {
-	c := &client{n: n, changed: make(chan struct{})}
+	c := &client{n: n, kick: make(chan struct{}, 1), changed: make(chan struct{})}
 	cfg := n.config.Paths
 	cfg.Store, cfg.Log = n.store, n.log.With("mod", "path")
 	c.paths = path.NewClient(cfg)
@@ -77,9 +78,18 @@ func (c *client) run(ctx context.Context) error {
 		}
 		select {
 		case <-t.C:
+		case <-c.kick:
 		case <-ctx.Done():
 			return nil
 		}
+	}
+}
+
+// wake has what is due done at once, not at the next tick: there are relays to connect to now.
+func (c *client) wake() {
+	select {
+	case c.kick <- struct{}{}:
+	default:
 	}
 }
 
