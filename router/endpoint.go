@@ -14,8 +14,8 @@ import (
 type EndpointConfig struct {
 	Name    string
 	Secret  *key.Secret
-	Service bool                         // publishes its contact and lets others call
-	Only    func(remote key.Public) bool // see session.Config; nil: all
+	Service bool                                      // publishes its contact and lets others call
+	Only    func(remote key.Public, proven bool) bool // see session.Config; nil: all
 	Limits  session.Limits
 	Inbound int // inbound paths wanted; 0: 4
 	Flags   uint8

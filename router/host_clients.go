@@ -91,13 +91,13 @@ func readClient(file string) (k key.Public, err error) {
 }
 
 // allows is session.Config.Only of a service.
-func (e *hostEndpoint) allows(remote key.Public) bool {
+func (e *hostEndpoint) allows(remote key.Public, proven bool) bool {
 	list := e.clients.Load()
 	if *list == nil {
 		return true
 	}
 	_, ok := (*list)[remote]
-	return ok
+	return ok && proven
 }
 
 // setClients reads who may call a service.

@@ -81,15 +81,18 @@ func TestAllows(t *testing.T) {
 		var e hostEndpoint
 		e.service.Store(&config.Service{Name: "x", Clients: from})
 		e.clients.Store(&clientList{})
-		if e.allows(secret(1).Public()) {
+		if e.allows(secret(1).Public(), true) {
 			t.Error("somebody may call before the folder is read")
 		}
 		e.setClients()
 		got := ""
 		for i := range 3 {
-			if i > 0 && e.allows(secret(i).Public()) {
+			if i > 0 && e.allows(secret(i).Public(), true) {
 				got += fmt.Sprint(i)
 			}
+		}
+		if e.allows(secret(1).Public(), false) != (from == "") {
+			t.Errorf("%s: who has not proven to be on a list", from)
 		}
 		if got != want {
 			t.Errorf("%s: %q may call, want %q", from, got, want)

@@ -1,6 +1,7 @@
 package session
 
 import (
+	"slices"
 	"time"
 
 	"lokinetd/router/key"
@@ -8,21 +9,32 @@ import (
 
 // Who may have sessions with us, and how many may come, while the Table runs.
 
-// allowed says whether there may be sessions with a remote.
-func (t *Table) allowed(a key.Address) bool {
-	return t.c.Only == nil || a.Kind != key.Client || t.c.Only(a.Key)
+// allowed says whether there may be sessions with a remote, or those in which it is proven who the remote is.
+func (t *Table) allowed(a key.Address, proven bool) bool {
+	return t.c.Only == nil || a.Kind != key.Client || t.c.Only(a.Key, proven)
 }
 
-// Recheck ends the sessions and calls with all clients that Config.Only refuses now. They are told. What waits for them fails with ErrNotAllowed.
+// proves says whether the session's handshake has shown who the remote is.
+func (s *session) proves() bool { return s.outbound || !s.keys.old }
+
+// Recheck ends the sessions and calls that Config.Only refuses now. The clients are told. What waits for them fails with ErrNotAllowed.
 func (t *Table) Recheck() {
 	now := time.Now()
 	t.lock()
 	defer t.unlock()
 	for _, r := range t.remotes {
-		if !t.allowed(r.addr) {
+		if !t.allowed(r.addr, true) {
 			t.log.Debug("session ended: the remote is not allowed any more", "remote", r.addr)
 			t.dismiss(r, ErrNotAllowed, now)
+			continue
 		}
+		for _, s := range slices.Clone(r.sessions) {
+			if !s.proves() && !t.allowed(r.addr, false) {
+				t.signal(s, methodClose, nil)
+				t.remove(s, now)
+			}
+		}
+		t.prune(r)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"lokinetd/router/key"
+	"lokinetd/router/seal"
 )
 
 // list is what Config.Only asks.
@@ -23,7 +24,7 @@ func (l *list) set(all ...*node) {
 	}
 	l.now.Store(&m)
 }
-func (l *list) has(k key.Public) bool { return (*l.now.Load())[k] }
+func (l *list) has(k key.Public, proven bool) bool { return (*l.now.Load())[k] && proven }
 
 // TestOnly: who is on the list calls and is answered; who is not gets no answer; who is struck off is told good-bye, and comes back in neither way: not by an init of its own,
 // and not because something here still sends to it.
@@ -139,5 +140,46 @@ func TestSetLimits(t *testing.T) {
 		if s := b.table.Stats(); s.DropRate-before.DropRate < 95 {
 			t.Fatalf("%+v", s)
 		}
+	})
+}
+
+// TestOnlyProven: where there is a list, nobody is taken for who stands in a 1.0 init. That is borrowed here, as in TestBorrowedName: carol, whom alice called, has from it what alice signed.
+func TestOnlyProven(t *testing.T) {
+	inBubble(t, func(t *testing.T, f *fabric) {
+		open := true
+		a := f.client(alice, nil)
+		b := f.client(bob, func(c *Config) {
+			c.Only = func(k key.Public, proven bool) bool { return open || k == a.sec.Public() && proven }
+		})
+		f.run(4 * time.Second)
+		borrow := func(tag uint32) {
+			t.Helper()
+			i := &oldInitiator{self: a.sec, remote: carol.Public(), tag: tag}
+			init, err := i.init(fillID(9))
+			if err != nil {
+				t.Fatal(err)
+			}
+			h, _ := parseHandshake(init)
+			k, _ := seal.RelayPathKey(carol, h.eph, &h.nonce)
+			inner, ok := seal.Open(h.sealed, &k, &h.nonce)
+			if !ok {
+				t.Fatal("not opened")
+			}
+			b.table.controlled(b.pools[0].all()[0], 1, message(sealOldInner(b.sec.Public(), inner), 0, nil), fillNonce(byte(tag)))
+		}
+		borrow(5)
+		if l := b.with(a); len(l) != 1 || !l[0].Old {
+			t.Fatalf("%+v", l)
+		}
+		open = false
+		b.table.Recheck()
+		borrow(6)
+		if l := b.with(a); len(l) != 0 || b.table.Stats().DropRefused != 1 {
+			t.Fatalf("%+v, %+v", l, b.table.Stats())
+		}
+		b.echo = true
+		a.send(b, "?x")
+		f.run(2 * time.Second)
+		want(t, "alice herself", a.take(), "!x")
 	})
 }

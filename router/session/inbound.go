@@ -104,7 +104,7 @@ func (t *Table) called(via carrier, h handshake, now time.Time) {
 		return
 	}
 	addr := key.Address{Key: in.remote, Kind: key.Client}
-	if !t.allowed(addr) { // since Accept was asked
+	if !t.allowed(addr, !in.old) { // Accept did not know of which form the init is
 		t.count.DropRefused.Add(1)
 		return
 	}

@@ -49,7 +49,8 @@ type Config struct {
 	// called by the 1.0 handshake can call others by it under the caller's key (see Info.Old).
 	Accept func(remote key.Public) bool
 	// Only says with which clients there may be sessions at all, whoever calls; Recheck when its answers change. nil: all. It must not block or call the Table.
-	Only func(remote key.Public) bool
+	// Not proven is who calls by the 1.0 handshake (see Accept): a list of names means nothing there.
+	Only func(remote key.Public, proven bool) bool
 	// Deliver gets each IP packet that arrives, addresses zero, and owns b. It does not block.
 	Deliver func(from key.Address, b *packet.Buffer)
 	// Undeliverable gets packets that Send took but that cannot be sent, and owns b: for an ICMP error. nil: they are dropped.
@@ -193,7 +194,7 @@ func newTable(c Config) *Table {
 		c.Accept = func(key.Public) bool { return true }
 	}
 	if accept, only := c.Accept, c.Only; accept != nil && only != nil {
-		c.Accept = func(remote key.Public) bool { return only(remote) && accept(remote) }
+		c.Accept = func(remote key.Public) bool { return only(remote, true) && accept(remote) }
 	}
 	if c.RelayContact == nil {
 		c.RelayContact = func(key.Public) *netdb.RelayContact { return nil }
@@ -562,7 +563,7 @@ func (t *Table) reach(to key.Address, now time.Time) (*remote, error) {
 	if t.closed {
 		return nil, ErrClosed
 	}
-	if !t.allowed(to) {
+	if !t.allowed(to, true) {
 		return nil, ErrNotAllowed
 	}
 	r := t.remotes[to]
