@@ -48,6 +48,7 @@ func newClient(n *Node) (*client, error) {
 	c := &client{n: n, kick: make(chan struct{}, 1), changed: make(chan struct{})}
 	cfg := n.config.Paths
 	cfg.Store, cfg.Log = n.store, n.log.With("mod", "path")
+	cfg.Disconnect = func(l path.Link) { l.(link.Conn).Close(link.CodeNormal) }
 	c.paths = path.NewClient(cfg)
 	return c, nil
 }

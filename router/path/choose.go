@@ -34,6 +34,8 @@ type chooser struct {
 	black   map[key.Public]bool
 	edges   []edge
 	wary    bool // avoid relays of paths that fell silent
+	// used is how many paths of the same pool each relay is in: those with the fewest are preferred, so that the death of one leaves other paths.
+	used map[key.Public]int
 }
 
 // bad says whether a relay is to be avoided, with an allowance of time-outs.
@@ -104,12 +106,12 @@ func (c *chooser) path(last key.Public, n int) ([]key.Public, Link, error) {
 		middle++
 	}
 	for range middle {
-		drawn := c.store.Random(1, func(r *netdb.RelayContact) bool { return c.usable(r, allowHop) && c.fits(&t, r) })
-		if len(drawn) == 0 {
+		drawn := c.draw(func(r *netdb.RelayContact) bool { return c.usable(r, allowHop) && c.fits(&t, r) })
+		if drawn == nil {
 			return nil, nil, errNoRelay
 		}
-		c.take(&t, drawn[0])
-		hops = append(hops, drawn[0].ID)
+		c.take(&t, drawn)
+		hops = append(hops, drawn.ID)
 	}
 	return append(hops, last), first.link, nil
 }
@@ -129,18 +131,36 @@ func (c *chooser) edge(t *taken, last key.Public) (e edge, extend, ok bool) {
 	return e, true, ok
 }
 
-// anyEdge draws uniformly among the edges that are not bad and pass ok.
+// anyEdge draws uniformly among those edges that are not bad and pass ok of which the pool has the fewest paths.
 func (c *chooser) anyEdge(ok func(*netdb.RelayContact) bool) (edge, bool) {
 	var fit []edge
 	for _, e := range c.edges {
-		if !c.bad(e.contact.ID, allowEdge) && ok(e.contact) {
-			fit = append(fit, e)
+		if c.bad(e.contact.ID, allowEdge) || !ok(e.contact) {
+			continue
 		}
+		if n := c.used[e.contact.ID]; len(fit) > 0 && n < c.used[fit[0].contact.ID] {
+			fit = fit[:0]
+		} else if len(fit) > 0 && n > c.used[fit[0].contact.ID] {
+			continue
+		}
+		fit = append(fit, e)
 	}
 	if len(fit) == 0 {
 		return edge{}, false
 	}
 	return fit[random(len(fit))], true
+}
+
+// draw draws one of the relays that pass ok, uniformly among those of which the pool has no path if there are any; nil: none passes.
+func (c *chooser) draw(ok func(*netdb.RelayContact) bool) *netdb.RelayContact {
+	drawn := c.store.Random(1, func(r *netdb.RelayContact) bool { return c.used[r.ID] == 0 && ok(r) })
+	if len(drawn) == 0 && len(c.used) > 0 {
+		drawn = c.store.Random(1, ok)
+	}
+	if len(drawn) == 0 {
+		return nil
+	}
+	return drawn[0]
 }
 
 // inbound chooses a path for others to reach us by. pivots counts the inbound paths that end at each relay; one relay should not be the end of more than
@@ -159,11 +179,11 @@ func (c *chooser) inbound(n, reuse int, pivots map[key.Public]int) ([]key.Public
 		most = max(most, k)
 	}
 	for limit := reuse; limit <= max(most+1, reuse); limit++ {
-		drawn := c.store.Random(1, func(r *netdb.RelayContact) bool {
+		drawn := c.draw(func(r *netdb.RelayContact) bool {
 			return pivots[r.ID] < limit && c.usable(r, allowHop) && (!shared.IsValid() || c.network(r) != shared)
 		})
-		if len(drawn) > 0 {
-			return c.path(drawn[0].ID, n)
+		if drawn != nil {
+			return c.path(drawn.ID, n)
 		}
 	}
 	return nil, nil, errNoRelay

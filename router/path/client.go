@@ -40,7 +40,9 @@ type ClientConfig struct {
 	Store *netdb.Store
 	// Connect, which may be nil, is asked to connect to a relay that a path of one hop ends at. It does not block; EdgeUp follows, or not.
 	Connect func(relay key.Public)
-	Log     *slog.Logger // nil: discard
+	// Disconnect, which may be nil, is asked to close the connection to an edge that was given up, which EdgeDown need not report any more. It does not block.
+	Disconnect func(edge Link)
+	Log        *slog.Logger // nil: discard
 }
 
 // Client is the client's side: edges, and the paths of all pools over them. Safe for concurrent use. Its owner reports connections with
@@ -49,17 +51,18 @@ type ClientConfig struct {
 // Builds and pings wait for answers in goroutines of the Client: one for each path under way, and three at most for each path that is up, at the default interval; fifteen
 // more for one that is examined. Close waits for them.
 type Client struct {
-	opt     Options
-	store   *netdb.Store
-	connect func(key.Public)
-	log     *slog.Logger
-	strict  map[key.Public]bool
-	black   map[key.Public]bool
-	profile profile
-	basis   time.Time
-	count   clientCounters
-	sign    atomic.Int64 // when anybody answered a ping at last, since basis
-	asked   atomic.Int64 // when all edges were asked for one at last, since basis
+	opt        Options
+	store      *netdb.Store
+	connect    func(key.Public)
+	disconnect func(Link)
+	log        *slog.Logger
+	strict     map[key.Public]bool
+	black      map[key.Public]bool
+	profile    profile
+	basis      time.Time
+	count      clientCounters
+	sign       atomic.Int64 // when anybody answered a ping at last, since basis
+	asked      atomic.Int64 // when all edges were asked for one at last, since basis
 
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -72,6 +75,7 @@ type Client struct {
 	links     map[Link]key.Public // all connections
 	paths     map[ID]*Path        // by edge id: those that carry
 	pools     map[*Pool]struct{}
+	dropped   []time.Time // when edges were given up, of late
 }
 
 // NewClient makes a client without edges and pools.
@@ -84,7 +88,7 @@ func NewClient(c ClientConfig) *Client {
 	c.AcceptableExpiry = max(c.AcceptableExpiry, c.MinExpiry)
 	c.PingInterval = max(c.PingInterval, time.Second)
 	cl := &Client{
-		opt: c.Options, store: c.Store, connect: c.Connect, log: c.Log,
+		opt: c.Options, store: c.Store, connect: c.Connect, disconnect: c.Disconnect, log: c.Log,
 		strict: keySet(c.StrictEdges), black: keySet(c.Blacklist), profile: profile{on: c.Profiling}, basis: time.Now(),
 		edges: make(map[key.Public]Link), links: make(map[Link]key.Public),
 		paths: make(map[ID]*Path), pools: make(map[*Pool]struct{}),
@@ -205,10 +209,20 @@ func (c *Client) MoreEdges(dialling int, skip func(key.Public) bool) []*netdb.Re
 	if n <= 0 {
 		return nil
 	}
-	ch := chooser{profile: &c.profile, black: c.black, now: time.Now()}
-	return c.store.Random(n, func(r *netdb.RelayContact) bool {
+	now := time.Now()
+	ch := chooser{profile: &c.profile, black: c.black, now: now, wary: c.profile.fewSilent(now, c.store.Len())}
+	fit := func(r *netdb.RelayContact) bool {
 		return !up[r.ID] && (len(c.strict) == 0 || c.strict[r.ID]) && ch.usable(r, allowEdge) && (skip == nil || !skip(r.ID))
-	})
+	}
+	more := c.store.Random(n, fit)
+	if len(more) < n { // rather relays that may be dead than none
+		ch.wary = false
+		for _, r := range more {
+			up[r.ID] = true
+		}
+		more = append(more, c.store.Random(n-len(more), fit)...)
+	}
+	return more
 }
 
 // Tick lets time pass: expiry, pings, builds. Call it every 250 ms.
@@ -366,6 +380,7 @@ type ClientStats struct {
 	PingsMissed   uint64
 	PingsRefused  uint64
 	PathsExamined uint64 // given up because they were silent while others were not
+	EdgesDropped  uint64 // the same of edges
 
 	DroppedShort   uint64
 	DroppedLong    uint64
@@ -376,7 +391,7 @@ type ClientStats struct {
 }
 
 type clientCounters struct {
-	Builds, BuildsUp, BuildsRefused, BuildsSilent, BuildsUnfit, Pings, PingsMissed, PingsRefused, PathsExamined atomic.Uint64
+	Builds, BuildsUp, BuildsRefused, BuildsSilent, BuildsUnfit, Pings, PingsMissed, PingsRefused, PathsExamined, EdgesDropped atomic.Uint64
 
 	DroppedShort, DroppedLong, DroppedUnknown, DroppedForeign, DroppedType, DroppedDead atomic.Uint64
 }
@@ -386,7 +401,7 @@ func (c *Client) Stats() ClientStats {
 	n := &c.count
 	return ClientStats{
 		Builds: n.Builds.Load(), BuildsUp: n.BuildsUp.Load(), BuildsRefused: n.BuildsRefused.Load(), BuildsSilent: n.BuildsSilent.Load(),
-		BuildsUnfit: n.BuildsUnfit.Load(), Pings: n.Pings.Load(), PingsMissed: n.PingsMissed.Load(), PingsRefused: n.PingsRefused.Load(), PathsExamined: n.PathsExamined.Load(),
+		BuildsUnfit: n.BuildsUnfit.Load(), Pings: n.Pings.Load(), PingsMissed: n.PingsMissed.Load(), PingsRefused: n.PingsRefused.Load(), PathsExamined: n.PathsExamined.Load(), EdgesDropped: n.EdgesDropped.Load(),
 		DroppedShort: n.DroppedShort.Load(), DroppedLong: n.DroppedLong.Load(), DroppedUnknown: n.DroppedUnknown.Load(),
 		DroppedForeign: n.DroppedForeign.Load(), DroppedType: n.DroppedType.Load(), DroppedDead: n.DroppedDead.Load(),
 	}

@@ -20,6 +20,7 @@ import (
 func upPath(t testing.TB, pool *Pool, l Link, hops []seal.Hop, edge, terminal ID) *Path {
 	t.Helper()
 	p := &Path{pool: pool, link: l, hops: hops, edge: edge, terminal: terminal, expiry: time.Now().Add(20 * time.Minute).Round(0)}
+	p.gone, p.end = context.WithCancel(pool.ctx)
 	for range hops {
 		p.relays = append(p.relays, exampleRelay(len(p.relays)).Public())
 	}
@@ -458,6 +459,7 @@ func TestLateOK(t *testing.T) {
 	r := newRigged(t)
 	link := &script{t: t}
 	p := &Path{pool: r.pool, link: link, relays: []key.Public{exampleRelay(0).Public()}, expiry: time.Now().Add(time.Minute).Round(0)}
+	p.gone, p.end = context.WithCancel(r.pool.ctx)
 	r.pool.mu.Lock()
 	r.pool.paths = append(r.pool.paths, p)
 	r.pool.mu.Unlock()

@@ -14,17 +14,18 @@ import (
 // Each is pinged every PingInterval, and given up when more than MaxMissedPings in a row were not answered within 10 s (protocol 3 section 6.5). A path that died without a
 // word is found so after 35 s. We do not wait so long: when a ping is late, or when somebody who sends over the path hears nothing (Suspect), the path is
 // examined by three pings at short intervals, and given up when nothing at all comes over it, provided that an edge or another path was heard meanwhile: when all are silent
-// it is our own network that is away, and the paths are likely to be there when it is back.
+// it is our own network that is away, and the paths are likely to be there when it is back. All edges are asked meanwhile, and one that does not answer either, and over which
+// nothing came, is given up with all its paths.
 //
 // Each path that is given up sooner than the protocol would is another draw for relays that drop what they cannot make use of, so a pool has only so
-// many of them in a time (hasty); then it is as slow as the protocol.
+// many of them in a time (hasty), and a client so many edges; then they are as slow as the protocol.
 
 const (
 	quickPings  = 3
-	minPatience = time.Second
+	minPatience = 750 * time.Millisecond
 	maxPatience = 5 * time.Second
 	// suspectSpread is how far apart paths are examined for the same reason.
-	suspectSpread = 2 * time.Second
+	suspectSpread = time.Second
 	// hastyMax is how many paths a pool may give up by examination within silentTime, beside as many as it wants.
 	hastyMax = 4
 )
@@ -83,7 +84,7 @@ func (p *Pool) examine(path *Path) {
 	wait, heard := path.patience(), path.heard()
 	p.mu.Unlock()
 	began := time.Now()
-	asked := p.client.askEdges(began)
+	asked := p.client.askEdges(began, wait)
 	for n := 1; ; n++ {
 		p.client.start(func() { p.pinged(path, false) })
 		pause := wait
@@ -92,7 +93,7 @@ func (p *Pool) examine(path *Path) {
 		}
 		select {
 		case <-time.After(pause):
-		case <-p.ctx.Done():
+		case <-path.gone.Done():
 			return
 		}
 		p.mu.Lock()
@@ -102,7 +103,7 @@ func (p *Pool) examine(path *Path) {
 			path.suspect = false
 		case n > quickPings && signed: // after a time in which all were silent; our pings were lost in it
 			began, n = time.Now(), 0
-			asked = p.client.askEdges(began)
+			asked = p.client.askEdges(began, wait)
 		case n == quickPings && signed:
 			path.suspect = false
 			p.client.count.PathsExamined.Add(1)
@@ -122,8 +123,8 @@ func (p *Pool) examine(path *Path) {
 	}
 }
 
-// heard counts all that came over the path. pool.mu is held.
-func (path *Path) heard() uint64 { return path.received.Load() + path.answered }
+// heard counts all that came over the path.
+func (path *Path) heard() uint64 { return path.received.Load() + path.answered.Load() }
 
 // ping begins the pings that are due.
 func (p *Pool) ping(now time.Time) {
@@ -157,7 +158,7 @@ func (p *Pool) pinged(path *Path, counts bool) {
 	switch {
 	case err == nil:
 		path.missed = 0
-		path.answered++
+		path.answered.Add(1)
 		path.rtt.add(time.Since(began))
 		c.heard()
 		c.profile.heard(path.relays, time.Now())
@@ -199,8 +200,9 @@ func (c *Client) suspectLike(dead *Path) {
 	}
 }
 
-// askEdges asks all edges for a sign of life, unless that was done just now. It returns when, as sign counts.
-func (c *Client) askEdges(now time.Time) int64 {
+// askEdges asks all edges for a sign of life, unless that was done just now, and gives up those of which nothing is heard for so long while somebody else is. It
+// returns when, as sign counts.
+func (c *Client) askEdges(now time.Time, wait time.Duration) int64 {
 	const often = int64(500 * time.Millisecond)
 	at := int64(now.Sub(c.basis))
 	if last := c.asked.Load(); at-last < often || !c.asked.CompareAndSwap(last, at) {
@@ -213,6 +215,12 @@ func (c *Client) askEdges(now time.Time) int64 {
 		c.start(func() {
 			ctx, cancel := context.WithTimeout(c.ctx, requestTimeout)
 			defer cancel()
+			before := c.heardOver(l)
+			defer time.AfterFunc(wait, func() {
+				if c.sign.Load() > at && maps.Equal(c.heardOver(l), before) {
+					c.dropEdge(l, now)
+				}
+			}).Stop()
 			_, err := l.Request(ctx, nameEdge, nil)
 			if _, refused := remoteBody(err); err == nil || refused {
 				c.heard() // that it is there does not show that it passes anything on: it may be to blame as any other relay of a path
@@ -220,6 +228,39 @@ func (c *Client) askEdges(now time.Time) int64 {
 		})
 	}
 	return at
+}
+
+// heardOver counts what came over each path of an edge.
+func (c *Client) heardOver(l Link) map[*Path]uint64 {
+	heard := make(map[*Path]uint64)
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	for _, p := range c.paths {
+		if p.link == l {
+			heard[p] = p.heard()
+		}
+	}
+	return heard
+}
+
+// dropEdge gives up an edge that was not heard since a time, unless too many were of late.
+func (c *Client) dropEdge(l Link, since time.Time) {
+	now := time.Now()
+	c.mu.Lock()
+	id, up := c.links[l]
+	c.dropped = slices.DeleteFunc(c.dropped, func(at time.Time) bool { return now.Sub(at) >= silentTime })
+	if !up || c.closed || len(c.dropped) >= c.edgesWanted() {
+		c.mu.Unlock()
+		return
+	}
+	c.dropped = append(c.dropped, now)
+	c.mu.Unlock()
+	c.count.EdgesDropped.Add(1)
+	c.profile.fellSilent([]key.Public{id}, since, now)
+	c.EdgeDown(l)
+	if c.disconnect != nil {
+		c.disconnect(l)
+	}
 }
 
 // heard notes a sign of life of somebody.

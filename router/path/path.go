@@ -21,6 +21,9 @@ type Path struct {
 	expiry time.Time // no relay forgets the path earlier by more than the rounding to a second
 	intro  introduction
 
+	gone context.Context // ends when the path is down
+	end  context.CancelFunc
+
 	// Set once by the build, before state becomes pathUp.
 	hops     []seal.Hop
 	edge     ID
@@ -29,13 +32,13 @@ type Path struct {
 	state    atomic.Uint32
 	sent     atomic.Uint64
 	received atomic.Uint64
+	answered atomic.Uint64 // pings
 
 	// Under pool.mu.
 	began    time.Time // the build
 	nextPing time.Time
-	missed   int    // pings unanswered in a row
-	answered uint64 // pings
-	suspect  bool   // it is examined
+	missed   int  // pings unanswered in a row
+	suspect  bool // it is examined
 	rtt      rtt
 }
 
@@ -138,18 +141,22 @@ func (p *Path) Control(typ byte, msg []byte, nonce [24]byte) error {
 
 // Request asks the terminal relay (protocol 3 section 4) and waits for its reply, 10 s at most. The reply has been authenticated as that relay's and is never
 // empty; it may well say that the request failed there. Errors: a [RemoteError], unauthenticated, from any relay of the path; ErrUnauthentic; ErrEmptyReply;
-// ErrDead; the link's for silence.
+// ErrDead, also when the path is given up meanwhile; the link's for silence.
 func (p *Path) Request(ctx context.Context, method string, body []byte) ([]byte, error) {
 	if !p.carries() {
 		return nil, ErrDead
 	}
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
+	defer context.AfterFunc(p.gone, cancel)()
 	reply, err := p.link.Request(ctx, nameControl, sealRequest(method, body, p.hops, newNonce(), &p.edge))
 	if err == nil {
 		reply, err = openReply(reply, p.hops)
 	}
 	if err != nil {
+		if p.gone.Err() != nil {
+			err = ErrDead
+		}
 		return nil, fmt.Errorf("path: %.40s: %w", method, err)
 	}
 	return reply, nil

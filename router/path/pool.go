@@ -201,6 +201,7 @@ func (p *Pool) setState(path *Path, to uint32, why Reason) {
 	from := path.state.Load()
 	path.state.Store(to)
 	if to == pathDown {
+		path.end()
 		p.paths = slices.DeleteFunc(p.paths, func(q *Path) bool { return q == path })
 		if from != pathBuilding {
 			p.client.unregister(path)
@@ -367,6 +368,7 @@ func (p *Pool) build(now time.Time) (missing key.Public) {
 			return missing
 		}
 		path.began = now
+		path.gone, path.end = context.WithCancel(p.ctx)
 		p.paths = append(p.paths, path)
 		if !p.client.start(func() { p.attempt(path) }) {
 			p.setState(path, pathDown, Dropped)
@@ -439,6 +441,14 @@ func (p *Pool) lasting(now time.Time, d time.Duration) (intros []netdb.Intro) {
 // plan decides relays and expiry of a new path. Together with errNotEdge it gives the path all the same.
 func (p *Pool) plan(ch *chooser, intros []netdb.Intro, now time.Time) (*Path, error) {
 	path := &Path{pool: p}
+	ch.used = make(map[key.Public]int)
+	for _, other := range p.paths {
+		if s := other.state.Load(); s == pathBuilding || s == pathUp {
+			for _, id := range other.relays {
+				ch.used[id]++
+			}
+		}
+	}
 	wall := now.Round(0) // a suspended machine's monotonic clock stands still
 	var err error
 	switch p.cfg.Kind {
@@ -467,8 +477,8 @@ func (p *Pool) plan(ch *chooser, intros []netdb.Intro, now time.Time) (*Path, er
 	return path, err
 }
 
-// introduce chooses the introduction that a new path goes to: a random one of the relays with the fewest paths of ours, and there the longest lasting. Relays that did not
-// answer lately come last.
+// introduce chooses the introduction that a new path goes to: a random one of the relays with the fewest paths of ours, and there the longest lasting. Among those, relays
+// that did not answer lately come last.
 func (p *Pool) introduce(ch *chooser, intros []netdb.Intro) netdb.Intro {
 	ours := make(map[key.Public]int)
 	for _, path := range p.paths {
@@ -489,9 +499,9 @@ func (p *Pool) introduce(ch *chooser, intros []netdb.Intro) netdb.Intro {
 	}
 	worth := func(id key.Public) int {
 		if ch.bad(id, allowHop) {
-			return len(p.paths) + ours[id] + 1
+			return 2*ours[id] + 1
 		}
-		return ours[id]
+		return 2 * ours[id]
 	}
 	least := worth(slices.MinFunc(relays, func(a, b key.Public) int { return worth(a) - worth(b) }))
 	relays = slices.DeleteFunc(relays, func(id key.Public) bool { return worth(id) > least })
@@ -503,7 +513,7 @@ func (c *Client) lead() time.Duration { return max(c.opt.MinExpiry, 10*time.Seco
 
 // attempt builds a path (protocol 3 section 2.5) and waits for the answer.
 func (p *Pool) attempt(path *Path) {
-	ctx, cancel := context.WithTimeout(p.ctx, requestTimeout)
+	ctx, cancel := context.WithTimeout(path.gone, requestTimeout)
 	defer cancel()
 	err := path.request(ctx)
 	silent := errors.Is(ctx.Err(), context.DeadlineExceeded)

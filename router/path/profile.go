@@ -69,7 +69,7 @@ func (p *profile) fewSilent(now time.Time, known int) bool {
 			n++
 		}
 	}
-	return n <= max(8, known/4)
+	return n <= min(max(8, known/4), known/2)
 }
 
 // How many time-outs are allowed (section 6.1): any relay is in the way of more builds when it is an edge.
