@@ -18,7 +18,7 @@ type wire struct{ to *Table }
 func (w wire) id() path.ID                      { return path.ID{} }
 func (w wire) live(time.Time) bool              { return true }
 func (w wire) control(byte, []byte, seal.Nonce) {}
-func (w wire) send(b *packet.Buffer)            { b.Cut(pivotSize); w.to.datagram(b) }
+func (w wire) send(b *packet.Buffer)            { b.Cut(pivotSize); w.to.datagram(w, b) }
 
 // joined makes two Tables with a session, and counts what the second delivers.
 func joined(tb testing.TB, got *int) (a, b *Table, to key.Address) {
@@ -77,7 +77,7 @@ func TestAllocs(t *testing.T) {
 			p := packet.Get()
 			clear(p.Reset(100))
 			bad(p)
-			b.datagram(p)
+			b.datagram(wire{}, p)
 		}
 	}
 	if n := testing.AllocsPerRun(1000, drops); n != 0 {

@@ -15,18 +15,20 @@ import (
 )
 
 const (
-	initWait     = 2 * time.Second // an init without an accept is sent again after 2, 4, 8, 16, 16 ... s, a fifth more or less
+	initWait     = time.Second // an init without an accept is sent again after 1, 2, 4, 8, 16, 16 ... s, a fifth more or less
 	initWaitMax  = 16 * time.Second
-	grace        = 10 * time.Second // an init's keys are kept so long after its accept, for another one of the same init
-	acceptTries  = 16               // accepts that are opened for one init
-	quietUnsure  = 5 * time.Second  // we send and nothing comes: see doubt
-	quietMin     = time.Second      // the same with a remote that was heard before: six round trips to the pivot, within these
+	grace        = 10 * time.Second        // an init's keys are kept so long after its accept, for another one of the same init
+	acceptTries  = 16                      // accepts that are opened for one init
+	quietUnsure  = 2500 * time.Millisecond // we send and nothing comes: see doubt
+	quietMin     = 500 * time.Millisecond  // the same with a remote that was heard before: six round trips to the pivot, within these
 	quietMax     = 5 * time.Second
 	unsureMax    = 32 * time.Second // the same again after twice as long, up to this
 	sureMax      = 8 * time.Second
 	widest       = 2           // paths more than usual, while nothing is heard
 	least        = time.Minute // a detour must have so much left
 	contactStale = 10 * time.Minute
+	contactFresh = 30 * time.Second       // one that is older is used for a call, and looked up again at once
+	lookAgain    = 20 * time.Second       // a silent remote is looked up again and again for so long
 	insistEvery  = 500 * time.Millisecond // see insist
 	insistTimes  = 8
 )
@@ -63,7 +65,6 @@ type call struct {
 	patience time.Duration // until the next time; only a message of the remote ends it, not an accept
 	tried    []onion       // paths that were taken in this silence
 	seen     []onion       // paths that were there when we last did something
-	strayed  time.Time     // when we last took another path because of it
 }
 
 // pending is an init of ours for which an accept may come.
@@ -213,10 +214,10 @@ func (t *Table) drive(c *call, now time.Time) {
 		if c.inits > 0 {
 			t.swerve(c, now)
 		}
-		if c.inits > 1 {
-			t.refresh(c.r, now)
-		}
 		t.sendInit(c, now)
+	}
+	if c.try != nil && c.inits > 1 && now.Sub(c.since) < lookAgain {
+		t.refresh(c.r, now)
 	}
 	if c.session != nil {
 		t.insist(c, now)
@@ -240,7 +241,7 @@ func (t *Table) follow(c *call, now time.Time) bool {
 			return false
 		}
 		t.seek(e, now)
-	} else if now.Sub(e.at) > contactStale {
+	} else if age := now.Sub(e.at); age > contactStale || age > contactFresh && c.session == nil {
 		t.seek(e, now)
 	}
 	return c.contact != nil
@@ -254,6 +255,7 @@ func (t *Table) redirect(c *call) {
 	intros := c.contact.Intros
 	t.unlock()
 	c.pool.setIntros(intros)
+	c.pool.tick(time.Now())
 }
 
 // refresh looks a client's contact up although we have one.
@@ -273,7 +275,8 @@ func (t *Table) choose(c *call, now time.Time) bool {
 	return t.move(c, next)
 }
 
-// swerve takes another path although the present one looks good: it may not be, and is examined. All are tried before one is again.
+// swerve takes another path although the present one looks good: it may not be, and is examined. All are tried before one is again, those first that meet the remote
+// elsewhere than the ones that were tried, and those that are not examined themselves.
 func (t *Table) swerve(c *call, now time.Time) bool {
 	if c.path != nil {
 		c.path.suspect()
@@ -283,11 +286,23 @@ func (t *Table) swerve(c *call, now time.Time) bool {
 		return false
 	}
 	c.tried = append(c.tried, c.path)
-	fresh := slices.DeleteFunc(slices.Clone(others), func(p onion) bool { return slices.Contains(c.tried, p) })
-	if len(fresh) == 0 {
-		c.tried, fresh = []onion{c.path}, others
+	if !slices.ContainsFunc(others, func(p onion) bool { return !slices.Contains(c.tried, p) }) {
+		c.tried = []onion{c.path}
 	}
-	c.detour = fresh[rand.IntN(len(fresh))]
+	worth := make(map[onion]int, len(others))
+	for _, p := range others {
+		switch {
+		case slices.Contains(c.tried, p):
+			worth[p] = 4
+		case c.r.addr.Kind == key.Client && slices.ContainsFunc(c.tried, func(o onion) bool { return o.aligned() == p.aligned() }):
+			worth[p] = 2
+		}
+		if p.suspected() {
+			worth[p]++
+		}
+	}
+	rand.Shuffle(len(others), func(i, j int) { others[i], others[j] = others[j], others[i] })
+	c.detour = slices.MinFunc(others, func(a, b onion) int { return worth[a] - worth[b] })
 	return t.move(c, c.detour)
 }
 
@@ -300,7 +315,7 @@ func (t *Table) move(c *call, p onion) bool {
 	if p == nil {
 		return false
 	}
-	w := &route{via: p, pivot: c.target()}
+	w := &route{via: p, pivot: c.target(), since: t.at(time.Now())}
 	for _, s := range c.r.sessions {
 		if s.outbound {
 			s.route.Store(w)
@@ -411,44 +426,46 @@ func quietTime(p onion) time.Duration {
 // long, and so on up to unsureMax or sureMax, as long as we send.
 func (t *Table) doubt(c *call, now time.Time) {
 	s := c.session
-	asked, heard := s.asked.Load(), t.when(s.heard.Load())
+	asked, answered := s.asked.Load(), s.answered.Load()
 	first, most := quietUnsure, unsureMax
 	if s.sure.Load() {
 		first, most = quietTime(c.path), sureMax
-		if heard.After(c.doubted) && c.doubts > 0 {
+		if t.when(answered).After(c.doubted) && c.doubts > 0 {
 			c.doubts, c.patience, c.tried, c.seen = 0, 0, nil, nil
 			t.widen(c, 0)
 		}
 	}
+	if cur := c.r.current.Load(); asked <= answered || cur != nil && !cur.outbound {
+		return
+	}
 	last := t.when(asked)
+	if c.doubts > 1 && now.Sub(last) < lookAgain {
+		t.refresh(c.r, now)
+	}
 	if c.doubted.After(last) {
 		if t.when(s.said.Load()).Before(c.doubted) {
 			return
 		}
 		last = c.doubted
 	}
-	if asked <= s.heard.Load() {
-		return
+	if w := s.route.Load(); c.doubts > 0 && w != nil && (w.used.Load() == 0 || t.at(now)-w.used.Load() < int64(quietTime(c.path)/2)) {
+		return // the path that we took then has not been tested yet
 	}
 	if now.Before(last.Add(min(max(first, c.patience), most))) {
-		tested := t.when(s.said.Load()).After(c.strayed) && now.Sub(c.strayed) > quietTime(c.path)/2 // the present path, a little
-		if s.sure.Load() && c.doubts > 0 && tested && t.anew(c, now) {
+		if s.sure.Load() && c.doubts > 0 && t.anew(c, now) {
 			t.sendSwitch(c, now)
 		}
 		return
 	}
-	c.doubted, c.strayed = now, now
+	c.doubted = now
 	c.doubts++
 	c.patience = min(max(first, c.patience), most)
 	if c.doubts > 1 || !s.sure.Load() {
 		c.patience = min(2*c.patience, most)
 	}
-	for _, p := range c.pool.paths(now) {
-		p.suspect()
-	}
 	if c.doubts > 1 || !s.sure.Load() {
 		t.refresh(c.r, now)
-		t.widen(c, min(c.doubts-1, widest))
+		t.widen(c, widest)
 	}
 	if c.doubts > 1 && !s.keys.old && t.speaksOld(c) {
 		t.remove(s, now) // it came back as a 1.0 one: what we send it does not understand
@@ -456,6 +473,9 @@ func (t *Table) doubt(c *call, now time.Time) {
 	}
 	t.swerve(c, now)
 	c.seen = c.pool.paths(now)
+	for _, p := range c.seen {
+		p.suspect()
+	}
 	switch {
 	case s.sure.Load():
 		t.sendSwitch(c, now)
@@ -473,7 +493,7 @@ func (t *Table) anew(c *call, now time.Time) bool {
 			continue
 		}
 		c.seen, c.tried = append(c.seen, p), append(c.tried, p)
-		c.detour, c.strayed = p, now
+		c.detour = p
 		return t.move(c, p)
 	}
 	return false
@@ -549,8 +569,9 @@ func (t *Table) establish(p *pending, ks keys, n *seal.Nonce, now time.Time) {
 	}
 	s := &session{r: c.r, own: p.tag, keys: ks, outbound: true, since: now}
 	s.heard.Store(t.at(now))
+	s.answered.Store(t.at(now))
 	if c.path != nil {
-		s.route.Store(&route{via: c.path, pivot: c.target()})
+		s.route.Store(&route{via: c.path, pivot: c.target(), since: t.at(now)})
 	}
 	if before != nil && before.keys.in == ks.in {
 		s.inherit(before)
@@ -595,7 +616,7 @@ func (o callOwner) changed() {
 	o.t.unlock()
 }
 
-func (o callOwner) datagram(b *packet.Buffer) { o.t.datagram(b) }
+func (o callOwner) datagram(via carrier, b *packet.Buffer) { o.t.datagram(via, b) }
 
 func (o callOwner) controlled(via carrier, typ byte, msg []byte, n seal.Nonce) {
 	o.t.controlled(via, typ, msg, n)

@@ -19,7 +19,7 @@ const (
 	missingTime  = 15 * time.Second       // a remote without a contact is not looked up again before
 	seekBackoff  = 990 * time.Millisecond // times the number of failures in a row
 	seekMax      = 10 * time.Second
-	seekSpacing  = 2 * time.Second // after a success
+	seekSpacing  = time.Second // after a success
 	seekSlow     = 2 * time.Second
 	seekRounds   = 3
 	missingVotes = 3 // locations that have nothing: the last one gets lastChance to have something
@@ -285,7 +285,7 @@ func (o entranceOwner) changed() {
 	}
 }
 
-func (o entranceOwner) datagram(b *packet.Buffer) { o.t.datagram(b) }
+func (o entranceOwner) datagram(via carrier, b *packet.Buffer) { o.t.datagram(via, b) }
 
 func (o entranceOwner) controlled(via carrier, typ byte, msg []byte, n seal.Nonce) {
 	o.t.controlled(via, typ, msg, n)

@@ -427,7 +427,7 @@ func (p *fakePath) up(m *flying, typ byte) {
 				return
 			}
 			if datagram {
-				r.table.datagram(buffer(body, m.nonce))
+				r.table.datagram(fakeTerminal{p}, buffer(body, m.nonce))
 			} else {
 				r.table.controlled(fakeTerminal{p}, typ, slices.Clone(body), m.nonce)
 			}
@@ -449,7 +449,7 @@ func (p *fakePath) up(m *flying, typ byte) {
 // down brings a message to the path's client.
 func (p *fakePath) down(datagram bool, typ byte, body []byte, n seal.Nonce) {
 	if datagram {
-		p.owner.datagram(buffer(body, n))
+		p.owner.datagram(p, buffer(body, n))
 	} else {
 		p.owner.controlled(p, typ, slices.Clone(body), n)
 	}

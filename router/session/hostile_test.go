@@ -295,7 +295,7 @@ func TestGarbage(t *testing.T) {
 			for typ := range byte(4) {
 				b.table.controlled(p, typ, slices.Clone(msg), fillNonce(typ))
 			}
-			b.table.datagram(buffer(msg, fillNonce(1)))
+			b.table.datagram(nil, buffer(msg, fillNonce(1)))
 		}
 		// A message of the session on the wrong channel or of the wrong side.
 		a.table.lock()
@@ -362,7 +362,7 @@ func TestOtherChannel(t *testing.T) {
 		for _, m := range seen {
 			body := m.msg[:len(m.msg)-pivotSize]
 			b.table.controlled(p, path.TypeControl, slices.Clone(body), m.nonce)
-			b.table.datagram(buffer(body, m.nonce))
+			b.table.datagram(nil, buffer(body, m.nonce))
 		}
 		if s := b.table.Stats(); len(seen) != 2 || s.DropReplayed != before.DropReplayed+4 {
 			t.Fatalf("%d: %+v", len(seen), s)
@@ -397,7 +397,7 @@ func FuzzControlled(f *testing.F) {
 		before := b.Stats()
 		msg := message(body, tag, nil)
 		if datagram && len(msg) < packet.MaxData {
-			b.datagram(buffer(msg, fillNonce(1)))
+			b.datagram(nil, buffer(msg, fillNonce(1)))
 		} else {
 			b.controlled(nowhere{}, typ, msg, fillNonce(2))
 		}

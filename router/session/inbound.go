@@ -15,7 +15,7 @@ import (
 )
 
 // TerminalDatagram takes a session datagram for this relay; with TerminalControl it makes a relay's Table the sessions' part of a [path.Local].
-func (t *Table) TerminalDatagram(_ *path.Terminal, b *packet.Buffer) { t.datagram(b) }
+func (t *Table) TerminalDatagram(hop *path.Terminal, b *packet.Buffer) { t.datagram(terminal{hop}, b) }
 
 // TerminalControl takes a session control or handshake message for this relay; see TerminalDatagram.
 func (t *Table) TerminalControl(hop *path.Terminal, typ byte, msg []byte, n [24]byte) {
@@ -278,13 +278,16 @@ func (t *Table) reroute(s *session, via carrier, p path.ID, now time.Time) {
 		return
 	}
 	t.lock()
+	before := s.route.Load()
 	s.route.Store(&route{via: via, pivot: p, bare: t.c.Relay})
 	s.heard.Store(t.at(now))
+	s.answered.Store(t.at(now))
 	t.count.SwitchesTaken.Add(1)
 	t.proven(s, now)
-	if p := &t.publish; s.round != p.round && p.sealed != nil { // it was out of reach when we published
-		s.round = p.round
-		t.signal(s, methodContact, p.sealed)
+	// Our contact is the answer: to a remote that looks for a path that works, and to one that was out of reach when we published.
+	if w, pub := s.route.Load(), &t.publish; pub.sealed != nil && (s.round != pub.round || before.via != w.via || before.pivot != w.pivot) {
+		s.round = pub.round
+		t.signal(s, methodContact, pub.sealed)
 	}
 	t.unlock()
 }
@@ -308,7 +311,7 @@ func (t *Table) control(via carrier, tag uint32, sealed []byte, n *seal.Nonce) {
 		t.count.DropReplayed.Add(1)
 		return
 	}
-	t.authentic(s, now)
+	t.authentic(s, via, now)
 	method, param, err := parseControl(plain)
 	if err != nil {
 		t.count.DropParse.Add(1)

@@ -174,7 +174,7 @@ func (o modelOwner) changed() {
 	}
 }
 
-func (o modelOwner) datagram(b *packet.Buffer) {
+func (o modelOwner) datagram(_ carrier, b *packet.Buffer) {
 	defer b.Release()
 	m := o.m
 	m.mu.Lock()

@@ -55,7 +55,7 @@ type builder interface {
 // poolOwner is told of a pool's paths, without locks held. It owns b and msg.
 type poolOwner interface {
 	changed() // a path came or went
-	datagram(b *packet.Buffer)
+	datagram(via carrier, b *packet.Buffer)
 	controlled(via carrier, typ byte, msg []byte, n seal.Nonce)
 }
 
@@ -117,7 +117,7 @@ type pathOwner struct{ poolOwner }
 
 func (o pathOwner) PathUp(*path.Path)                           { o.changed() }
 func (o pathOwner) PathDown(*path.Path, path.Reason)            { o.changed() }
-func (o pathOwner) PathDatagram(_ *path.Path, b *packet.Buffer) { o.datagram(b) }
+func (o pathOwner) PathDatagram(p *path.Path, b *packet.Buffer) { o.datagram(ours{p}, b) }
 
 func (o pathOwner) PathControl(p *path.Path, typ byte, msg []byte, n [24]byte) {
 	o.controlled(ours{p}, typ, msg, n)

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"lokinetd/router/netdb"
 	"lokinetd/router/path"
 )
@@ -15,18 +17,21 @@ import (
 // Our contact (protocol 1 section 7.8): made from the active inbound paths, pushed to those who called us, published at four locations over up to four paths.
 //
 //   - when a path came and there are as many as wanted, or it is 15 s since the last time
-//   - when one went that is in the published contact
+//   - when one went that is in the published contact, or is examined for long: when there is one in its place, or half a second later
 //   - for the first time: 2 s after the first path at the latest, so that slow builds do not keep us away
 //   - at the locations that did not confirm: again, after 5, 10, 20, 40, 60, 60 ... s
 //
-// and at most every 5 s. A relay at the end of a path may confirm what it did not pass on, so a location that confirmed is asked for the contact a moment later, over another path,
+// and at most every 5 s on average: thrice within some seconds when much happens, as when a relay that many paths have in common dies. A relay at the end of a path may confirm what it did not pass on, so a location that confirmed is asked for the contact a moment later, over another path,
 // and told it once more over a third when it has none: twice at most, for it may be the location that lies.
 
 const (
-	publishSpacing = 5 * time.Second
+	publishSpacing = 5 * time.Second // on average
+	publishBurst   = 3
+	publishNext    = time.Second // at least between two
 	publishRetry   = time.Minute // at most between two tries
 	publishFirst   = 2 * time.Second
 	publishLate    = 15 * time.Second
+	publishLost    = 500 * time.Millisecond
 	publishChecks  = 2
 	publishCheck   = 500 * time.Millisecond // until a check, and up to three times as long
 )
@@ -47,9 +52,12 @@ func (p Publication) Reachable(now time.Time) bool { return p.Locations > 0 && n
 type publisher struct {
 	flags   uint8
 	srv     []netdb.SRV
-	changed bool      // flags or srv
-	since   time.Time // when the first path came
-	next    time.Time // not before
+	changed bool          // flags or srv
+	since   time.Time     // when the first path came
+	lost    time.Time     // since when a path of the present contact is missing; zero: none is
+	pace    *rate.Limiter // of new contacts
+	next    time.Time     // none before
+	again   time.Time     // nor the present one, at locations that did not confirm it
 	wait    time.Duration
 	round   int // of the present contact; answers of earlier ones count for nothing
 	sealed  []byte
@@ -83,16 +91,13 @@ func (t *Table) tendPublication(now time.Time) {
 	if !t.c.Publish || t.entrance == nil {
 		return
 	}
-	paths := t.entrance.paths(now)
-	if len(paths) == 0 {
+	paths := slices.DeleteFunc(t.entrance.paths(now), onion.suspected)
+	if len(paths) == 0 { // wait for what examinations bring
 		p.since = time.Time{}
 		return
 	}
 	if p.since.IsZero() {
 		p.since = now
-	}
-	if now.Before(p.next) {
-		return
 	}
 	gained, kept := false, 0
 	for _, o := range paths {
@@ -102,26 +107,39 @@ func (t *Table) tendPublication(now time.Time) {
 			gained = true
 		}
 	}
+	lost, full := kept < len(p.intros), len(paths) >= t.c.Inbound
+	if !lost {
+		p.lost = time.Time{}
+	} else if p.lost.IsZero() {
+		p.lost = now
+	}
+	var due bool
 	switch {
-	case p.changed, kept < len(p.intros),
-		gained && len(paths) >= t.c.Inbound,
-		gained && p.sealed != nil && now.Sub(p.state.At) >= publishLate,
-		gained && p.sealed == nil && now.Sub(p.since) >= publishFirst:
+	case now.Before(p.next):
+	case p.changed:
+		due = true
+	case lost:
+		due = full || now.Sub(p.lost) >= publishLost
+	case gained && p.sealed == nil:
+		due = full || now.Sub(p.since) >= publishFirst
+	case gained:
+		due = full || now.Sub(p.state.At) >= publishLate
+	}
+	switch {
+	case due && p.pace.AllowN(now, 1):
 		t.announce(paths, now)
-	case p.sealed != nil && !all(p.stored) && !slices.Contains(p.asked[:], true):
+	case p.sealed != nil && !all(p.stored) && !slices.Contains(p.asked[:], true) && !now.Before(p.again):
 		p.wait = min(2*p.wait, publishRetry)
-		p.next = now.Add(p.wait)
+		p.again = now.Add(p.wait)
 		t.spread(paths)
 	}
 }
 
-// announce makes a new contact and publishes it. Paths that may be dead are left out; when all may be, it waits for what their examination brings.
+// announce makes a new contact of these paths and publishes it.
 func (t *Table) announce(paths []onion, now time.Time) {
 	p := &t.publish
-	if paths = slices.DeleteFunc(slices.Clone(paths), onion.suspected); len(paths) == 0 {
-		return
-	}
-	p.next, p.wait = now.Add(publishSpacing), publishSpacing
+	p.wait = publishSpacing
+	p.next, p.again = now.Add(publishNext), now.Add(p.wait)
 	cc := netdb.ClientContact{Flags: p.flags | netdb.FlagPFS, SRV: p.srv}
 	intros := make(map[path.ID]bool, len(paths))
 	var last time.Time
@@ -177,7 +195,7 @@ func (t *Table) tellLocation(n int, over onion) {
 		if err == nil {
 			err = netdb.DecodeStatus(body)
 		}
-		t.answered(round, n, err)
+		t.answered(round, n, over, err)
 	})
 }
 
@@ -235,8 +253,8 @@ func (t *Table) sleep(d time.Duration) bool {
 	}
 }
 
-// answered notes what became of the contact at one location.
-func (t *Table) answered(round, n int, err error) {
+// answered notes what became of the contact at one location. If the path died meanwhile another one may do better.
+func (t *Table) answered(round, n int, over onion, err error) {
 	t.lock()
 	defer t.unlock()
 	p := &t.publish
@@ -255,6 +273,10 @@ func (t *Table) answered(round, n int, err error) {
 		}
 	}
 	switch {
+	case err != nil && !over.live(time.Now()):
+		if over := t.another(n); over != nil {
+			t.tellLocation(n, over)
+		}
 	case err != nil:
 		p.state.Err = err
 		clock := errors.Is(err, errSlowClock) || errors.Is(err, errFastClock)

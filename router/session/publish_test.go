@@ -58,23 +58,34 @@ func TestPublish(t *testing.T) {
 			t.Fatal("published again without a reason")
 		}
 
-		// A path goes: at once without it, and with the next one 5 s later.
+		// A path goes, and there is none in its place: half a second later without it. With the next one when that is there.
 		dead := a.pools[0].all()[1]
 		a.pools[0].barren = true
 		dead.kill(true)
-		f.run(500 * time.Millisecond)
+		f.run(publishLost - 250*time.Millisecond)
+		if a.table.Stats().Publications != 1 {
+			t.Fatal("not waited for another path")
+		}
+		f.run(750 * time.Millisecond)
 		if cc := f.published(a, 3); len(cc.Intros) != 3 || slices.ContainsFunc(cc.Intros, func(i netdb.Intro) bool { return i.Hop == dead.end }) {
 			t.Fatalf("%+v", cc)
 		}
 		a.pools[0].barren = false
-		f.run(4 * time.Second)
-		if cc := f.published(a, 3); len(cc.Intros) != 3 {
-			t.Fatal("sooner than 5 s")
-		}
-		f.run(1500 * time.Millisecond)
+		f.run(publishNext + 500*time.Millisecond)
 		if cc := f.published(a, 3); len(cc.Intros) != 4 {
 			t.Fatalf("%+v", cc)
 		}
+
+		// Paths come and go all the time: every 5 s.
+		before := a.table.Stats().Publications
+		for range 60 {
+			a.pools[0].all()[1].kill(true)
+			f.run(time.Second)
+		}
+		if n := a.table.Stats().Publications - before; n < 10 || n > 60/5+publishBurst {
+			t.Fatalf("published %d times in a minute", n)
+		}
+		f.run(6 * time.Second)
 
 		// Something else to say.
 		a.table.SetContact(netdb.FlagIPv4|netdb.FlagIPv6, nil)

@@ -66,8 +66,10 @@ type session struct {
 	route atomic.Pointer[route] // nil: none yet
 	heard atomic.Int64          // Table.at of the peer's last authentic message; an accept is one, an init is not; 0: none
 	said  atomic.Int64          // Table.at of our last packet; 0: none
-	asked atomic.Int64          // of the first packet since heard that may expect an answer; before heard: none
 	sure  atomic.Bool           // a message came under these keys
+	// Whether the route works both ways: answered is as heard, but of messages that came over it, asked of the first packet since then that may expect an answer (before
+	// answered: none). The peer of a session that we called for answers over the path that it was last told, so what comes over another one says that it was not.
+	answered, asked atomic.Int64
 
 	fresh   sync.Mutex // the nonces that came
 	packets replay
@@ -82,11 +84,13 @@ type session struct {
 	round int // of an inbound session: the publication that the remote was told of; under Table.ctl
 }
 
-// route is how a session's messages reach the peer. Immutable; a switch puts another one in its place.
+// route is how a session's messages reach the peer. Immutable but for used; a switch puts another one in its place.
 type route struct {
 	via   carrier
 	pivot path.ID
-	bare  bool // a relay's: no pivot id
+	bare  bool         // a relay's: no pivot id
+	since int64        // Table.at
+	used  atomic.Int64 // Table.at of the first packet; 0: none yet
 }
 
 // initiator gives the key of the side that called.
@@ -146,7 +150,10 @@ func (t *Table) transmit(s *session, w *route, b *packet.Buffer, proto uint8, no
 	}
 	at := t.at(now)
 	s.said.Store(at)
-	if heard := s.heard.Load(); at-heard >= int64(settled) && s.asked.Load() <= heard {
+	if w.used.Load() == 0 {
+		w.used.Store(at)
+	}
+	if at-s.heard.Load() >= int64(settled) && s.asked.Load() <= s.answered.Load() {
 		s.asked.Store(at)
 	}
 	s.packetsOut.Add(1)
@@ -157,7 +164,7 @@ func (t *Table) transmit(s *session, w *route, b *packet.Buffer, proto uint8, no
 }
 
 // datagram takes a datagram that a path brought: Data is body and tag.
-func (t *Table) datagram(b *packet.Buffer) {
+func (t *Table) datagram(via carrier, b *packet.Buffer) {
 	drop := &t.count.DropShort
 	if len(b.Data) < tagSize {
 		drop.Add(1)
@@ -182,7 +189,7 @@ func (t *Table) datagram(b *packet.Buffer) {
 		b.Release()
 		return
 	}
-	t.authentic(s, time.Now())
+	t.authentic(s, via, time.Now())
 	n := len(plain) - 1
 	switch {
 	case n < 1:
@@ -234,8 +241,17 @@ func (s *session) inherit(o *session) {
 }
 
 // authentic notes that a message of the peer came on s.
-func (t *Table) authentic(s *session, now time.Time) {
-	s.heard.Store(t.at(now))
+func (t *Table) authentic(s *session, via carrier, now time.Time) {
+	at := t.at(now)
+	s.heard.Store(at)
+	switch w := s.route.Load(); {
+	case !s.outbound || w == nil || w.via == via:
+		s.answered.Store(at)
+	case s.asked.Load() <= s.answered.Load():
+		if p, _ := w.via.(onion); at-w.since > int64(quietTime(p)) {
+			s.asked.Store(at)
+		}
+	}
 	if !s.sure.Load() || s.r.current.Load() != s {
 		t.lock()
 		t.proven(s, now)

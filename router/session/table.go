@@ -220,6 +220,7 @@ func newTable(c Config) *Table {
 	t.back = rate.NewLimiter(rate.Every(callBackEvery), callBacks)
 	t.oldInits.max = oldInitLines
 	t.publish.flags, t.publish.srv = c.Flags, c.SRV
+	t.publish.pace = rate.NewLimiter(rate.Every(publishSpacing), publishBurst)
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	return t
 }
@@ -296,8 +297,13 @@ func (t *Table) tend(r *remote, now time.Time) {
 		t.giveBack(r.addr, r.queue[0].b, ErrTimeout)
 		r.queue = r.queue[1:]
 	}
+	silent := t.oneSided(r, now)
 	switch {
 	case r.call != nil:
+		if s := r.call.session; silent && s != nil && s.usable(now) {
+			t.sendOn(s, now)
+			t.sendSwitch(r.call, now)
+		}
 		t.drive(r.call, now)
 	case len(r.queue) > 0 || len(r.waiters) > 0:
 		if _, err := t.reach(r.addr, now); err != nil {
@@ -305,7 +311,7 @@ func (t *Table) tend(r *remote, now time.Time) {
 		} else if r.call != nil {
 			t.drive(r.call, now)
 		}
-	case t.oneSided(r, now) && now.After(r.retry) && t.back.AllowN(now, 1):
+	case silent && now.After(r.retry) && t.back.AllowN(now, 1):
 		r.retry = now.Add(time.Minute)
 		if t.dial(r, now) == nil {
 			t.drive(r.call, now)
@@ -321,7 +327,8 @@ const (
 )
 
 // oneSided says whether a remote that called us is sent to without a word of it, for twice as long as an answer may take, or without any word ever: it
-// may have lost the session, or its path, or the init was an old one, and we could not notice otherwise. Packets go on as before while we call it. Before that our path on which it called is examined.
+// may have lost the session, or its path, or the init was an old one, and we could not notice otherwise. Packets go on as before while we call it, or on a session that we called for if there
+// is one. Before that our path on which it called is examined.
 func (t *Table) oneSided(r *remote, now time.Time) bool {
 	s := r.current.Load()
 	if s == nil || s.outbound || t.c.Relay {
@@ -331,7 +338,7 @@ func (t *Table) oneSided(r *remote, now time.Time) bool {
 		return s.said.Load() != 0
 	}
 	asked := s.asked.Load()
-	if asked <= s.heard.Load() {
+	if asked <= s.answered.Load() {
 		return false
 	}
 	p, _ := s.route.Load().via.(onion)

@@ -363,7 +363,7 @@ func TestOldKey(t *testing.T) {
 		}
 		before := a.table.Stats().DropReplayed
 		back := a.pools[0].all()[0]
-		a.table.datagram(buffer(message(body(seen["data"]), s.own, nil), seen["data"].nonce))
+		a.table.datagram(nil, buffer(message(body(seen["data"]), s.own, nil), seen["data"].nonce))
 		a.table.controlled(back, 1, message(body(seen["control"]), s.own, nil), seen["control"].nonce)
 		inner := s.keys.switchNonce(seen["switch"].nonce)
 		a.table.controlled(back, 1, message(slices.Clone(h.sealed), s.own, nil), inner)
