@@ -268,9 +268,6 @@ func (m *importer) drop(e *Error) bool {
 		return false
 	}
 	m.note(vs[i].from, "left out: %s", e.Message)
-	if name == serviceClients { // without it everybody could call
-		delete(m.values, serviceKey)
-	}
 	if vs = slices.Delete(vs, i, i+1); len(vs) == 0 || !isList {
 		delete(m.values, name)
 	} else {
