@@ -114,6 +114,14 @@ func (c *Config) check(d *decoder) {
 	case len(s) > maxSocket:
 		d.fault("control.socket", "%d bytes: a socket's path may have at most %d", len(s), maxSocket)
 	}
+	if a := c.Metrics.Listen; a.IsValid() && !a.Addr().IsLoopback() {
+		d.fault("metrics.listen", "%s: want an address of loopback, such as 127.0.0.1:9190; figures are for this host only", a)
+	}
+	if s := c.Metrics.Socket; len(s) > maxSocket {
+		d.fault("metrics.socket", "%d bytes: a socket's path may have at most %d", len(s), maxSocket)
+	} else if s != "" && s == c.Control.Socket {
+		d.fault("metrics.socket", "is the socket of control already")
+	}
 	if g := c.Control.Group; strings.ContainsAny(g, ": ,/") || len(g) > 32 {
 		d.fault("control.group", "%q: want the name of a group", g)
 	}

@@ -54,6 +54,7 @@ type Config struct {
 	Relay   Relay     `toml:"relay"`
 	Control Control   `toml:"control"`
 	Log     Log       `toml:"log"`
+	Metrics Metrics   `toml:"metrics"`
 }
 
 // Network says which network is joined. With File it is a private one (design section 5); without, the public one, found through Bootstrap.
@@ -145,6 +146,12 @@ type Control struct {
 type Log struct {
 	Level  Levels `toml:"level" reload:"yes"`
 	Format string `toml:"format" oneof:"auto text json"`
+}
+
+// Metrics is where a Prometheus server reads figures; nowhere unless asked for.
+type Metrics struct {
+	Listen netip.AddrPort `toml:"listen" port:"9190"` // on loopback; invalid: none
+	Socket string         `toml:"socket" path:"file"` // for the group that may use the control socket; "": none
 }
 
 // Default is the configuration of an empty file.

@@ -104,6 +104,9 @@ group = ""
 [log]
 level = "warn, dns=debug,path=error"
 format = "json"
+[metrics]
+listen = "[::1]"
+socket = "figures"
 `
 	c, err := Parse([]byte(expand(client)), "/etc/x/lokinetd.toml")
 	if err != nil {
@@ -134,6 +137,7 @@ format = "json"
 		Relay:   Relay{Listen: netip.MustParseAddrPort("0.0.0.0:1190"), Key: "/etc/x/state/relay.key"},
 		Control: Control{Socket: "/tmp/s"},
 		Log:     Log{Level: Levels{slog.LevelWarn, map[string]slog.Level{"dns": slog.LevelDebug, "path": slog.LevelError}}, Format: "json"},
+		Metrics: Metrics{Listen: netip.MustParseAddrPort("[::1]:9190"), Socket: "/etc/x/figures"},
 	}
 	if !reflect.DeepEqual(c, want) {
 		t.Errorf("\n got %+v\nwant %+v", c, want)
@@ -179,7 +183,7 @@ func TestErrors(t *testing.T) {
 		{"[[service]]\nname = \"a\"\n[[service]]\nname = \"b\"\nport = []", `x.toml:5: service[1].port: unknown key "port" in [[service]]; the nearest known key is ports`},
 		{"[path]\n", `x.toml:1: path: unknown table "path"; the nearest is [paths]`},
 		{"[[services]]\n", `x.toml:1: services: unknown table "services"; the nearest is [[service]]`},
-		{"[exit-node]\n", `x.toml:1: exit-node: unknown table "exit-node"; there are: [network], [client], [paths], [tun], [dns], [proxy], [[service]], [relay], [control], [log]`},
+		{"[exit-node]\n", `x.toml:1: exit-node: unknown table "exit-node"; there are: [network], [client], [paths], [tun], [dns], [proxy], [[service]], [relay], [control], [log], [metrics]`},
 		{"[dns.upstreams]\n", `x.toml:1: dns.upstreams: unknown table "upstreams" in [dns]: there are no tables in it`},
 		{"Role = \"client\"", `x.toml:1: Role: unknown key "Role" outside of all tables; the nearest known key is role`},
 		// Syntax.
@@ -207,6 +211,9 @@ func TestErrors(t *testing.T) {
 		{"[network]\nsuffix = \".loki\"", `x.toml:2: network.suffix: ".loki": want "loki" or "sesh"`},
 		{"[log]\nformat = \"xml\"", `x.toml:2: log.format: "xml": want "auto" or "text" or "json"`},
 		{"[log]\nlevel = \"*=trace\"", `x.toml:2: log.level: level "trace": want debug, info, warn or error, in a list like "*=info,dns=debug"`},
+		{"[metrics]\nlisten = \"192.0.2.1\"", "x.toml:2: metrics.listen: 192.0.2.1:9190: want an address of loopback, such as 127.0.0.1:9190; figures are for this host only"},
+		{"[metrics]\nsocket = \"/run/lokinetd/lokinetd.sock\"", "x.toml:2: metrics.socket: is the socket of control already"},
+		{"[metrics]\nsocket = \"/" + strings.Repeat("a", 107) + "\"", "x.toml:2: metrics.socket: 108 bytes: a socket's path may have at most 107"},
 		{"[log]\nlevel = \"dnss=info\"", `x.toml:2: log.level: module "dnss": want * or one of control, dns, link, netdb, netif, oxend, path, proxy, router, session`},
 		{"data_dir = \"\"", "x.toml:1: data_dir: must not be empty"},
 		{"data_dir = \"a\\u0000b\"", "x.toml:1: data_dir: holds a control character"},

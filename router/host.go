@@ -178,6 +178,9 @@ func run(ctx context.Context, c *config.Config, version string, log *slog.Logger
 		return err
 	}
 	h.parts.run("control socket", answerLimit, server.Run)
+	if err := h.openMetrics(); err != nil {
+		return err
+	}
 	for _, f := range sys.files {
 		log.Warn("a descriptor that was passed has no use here", "name", f.Name())
 		sys.notify("FDSTOREREMOVE=1\nFDNAME=" + f.Name())

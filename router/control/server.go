@@ -56,28 +56,46 @@ type Server struct {
 	http http.Server
 }
 
-// Listen binds the socket at path, with mode 0660 and, when it is not empty
-// and exists, the group. A socket left over by a dead daemon is replaced; one
-// that answers is an error. The caller runs and so closes the server.
+// Listen binds the socket at path. The caller runs and so closes the server.
 func Listen(path, group string, api API, log *slog.Logger) (*Server, error) {
+	ln, gid, err := listenUnix(path, group, log)
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{ln: ln}
+	s.http = http.Server{
+		Handler:           routes(api),
+		ReadHeaderTimeout: 5 * time.Second,
+		WriteTimeout:      requestTime,
+		IdleTimeout:       time.Minute,
+		MaxHeaderBytes:    maxHeader,
+		ConnContext:       peer(uint32(os.Getuid()), uint32(gid)),
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+	return s, nil
+}
+
+// listenUnix binds a socket at path, with mode 0660 and, when it is not empty and exists, the group. gid is the group that it has. A socket left over by a dead daemon
+// is replaced; one that answers is an error.
+func listenUnix(path, group string, log *slog.Logger) (ln *net.UnixListener, gid int, err error) {
 	if c, err := net.Dial("unix", path); err == nil {
 		c.Close()
-		return nil, fmt.Errorf("control: %s: another daemon answers there", path)
+		return nil, 0, fmt.Errorf("control: %s: another daemon answers there", path)
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, fmt.Errorf("control: %w", err)
+		return nil, 0, fmt.Errorf("control: %w", err)
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("control: %w", err)
+		return nil, 0, fmt.Errorf("control: %w", err)
 	}
 	// Nobody else may connect between bind and chmod.
 	old := unix.Umask(0o177)
-	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	ln, err = net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	unix.Umask(old)
 	if err != nil {
-		return nil, fmt.Errorf("control: %w", err)
+		return nil, 0, fmt.Errorf("control: %w", err)
 	}
-	gid := os.Getgid()
+	gid = os.Getgid()
 	if group != "" {
 		g, err := user.LookupGroup(group)
 		var none user.UnknownGroupError
@@ -95,19 +113,9 @@ func Listen(path, group string, api API, log *slog.Logger) (*Server, error) {
 	}
 	if err := os.Chmod(path, 0o660); err != nil {
 		ln.Close()
-		return nil, fmt.Errorf("control: %w", err)
+		return nil, 0, fmt.Errorf("control: %w", err)
 	}
-	s := &Server{ln: ln}
-	s.http = http.Server{
-		Handler:           routes(api),
-		ReadHeaderTimeout: 5 * time.Second,
-		WriteTimeout:      requestTime,
-		IdleTimeout:       time.Minute,
-		MaxHeaderBytes:    maxHeader,
-		ConnContext:       peer(uint32(os.Getuid()), uint32(gid)),
-		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
-	}
-	return s, nil
+	return ln, gid, nil
 }
 
 // peer notes with each connection whether its peer may ask; uid is the daemon's, gid the socket's.
@@ -121,7 +129,7 @@ func peer(uid, gid uint32) func(context.Context, net.Conn) context.Context {
 func (s *Server) Run(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, func() { s.http.Close() })
 	defer stop()
-	err := s.http.Serve(&listener{UnixListener: s.ln, slots: make(chan struct{}, maxConns)})
+	err := s.http.Serve(newListener(s.ln, maxConns))
 	if ctx.Err() != nil || errors.Is(err, http.ErrServerClosed) {
 		return nil
 	}
@@ -130,28 +138,32 @@ func (s *Server) Run(ctx context.Context) error {
 
 // listener holds at most cap(slots) connections open; the next waits.
 type listener struct {
-	*net.UnixListener
+	net.Listener
 	slots chan struct{}
+}
+
+func newListener(l net.Listener, most int) *listener {
+	return &listener{Listener: l, slots: make(chan struct{}, most)}
 }
 
 func (l *listener) Accept() (net.Conn, error) {
 	l.slots <- struct{}{}
-	c, err := l.AcceptUnix()
+	c, err := l.Listener.Accept()
 	if err != nil {
 		<-l.slots
 		return nil, err
 	}
-	return &conn{UnixConn: c, free: sync.OnceFunc(func() { <-l.slots })}, nil
+	return &conn{Conn: c, free: sync.OnceFunc(func() { <-l.slots })}, nil
 }
 
 type conn struct {
-	*net.UnixConn
+	net.Conn
 	free func()
 }
 
 func (c *conn) Close() error {
 	defer c.free()
-	return c.UnixConn.Close()
+	return c.Conn.Close()
 }
 
 type allowedKey struct{}
@@ -159,7 +171,7 @@ type allowedKey struct{}
 // allowed says whether the process at the other end may ask: root, the
 // daemon's own user, or a member of the socket's group.
 func allowed(c net.Conn, uid, gid uint32) bool {
-	raw, err := c.(*conn).SyscallConn()
+	raw, err := c.(*conn).Conn.(*net.UnixConn).SyscallConn()
 	if err != nil {
 		return false
 	}
