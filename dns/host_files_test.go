@@ -3,6 +3,7 @@ package dns
 import (
 	"context"
 	"io/fs"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -265,6 +266,37 @@ func TestHoldNames(t *testing.T) {
 		}
 		if len(got) > 0 {
 			t.Errorf("%s: %q", c.d.Method, got)
+		}
+	}
+}
+
+// Where all names come to us they stay while somebody holds the port for the daemon, and no longer.
+func TestAwaited(t *testing.T) {
+	socket, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	listen := []netip.AddrPort{socket.LocalAddr().(*net.UDPAddr).AddrPort()}
+	ours := "# " + mark + "\nnameserver 127.3.2.1\n"
+	hosts := []struct {
+		files tree
+		want  bool
+	}{
+		{tree{resolvConf: ours}, true},
+		{tree{"/run/resolvconf/interface/" + recordName: "nameserver 127.3.2.1\n"}, true},
+		{tree{resolvConf: "nameserver 9.9.9.9\n"}, false},
+		{tree{resolvConf: "nameserver 127.3.2.1\n"}, false}, // by somebody else's hand
+		{tree{}, false},
+	}
+	for i, h := range hosts {
+		if got := plant(t, h.files).Awaited(listen); got != h.want {
+			t.Errorf("host %d: %v, want %v", i, got, h.want)
+		}
+	}
+	socket.Close()
+	for i, h := range hosts {
+		if plant(t, h.files).Awaited(listen) {
+			t.Errorf("host %d: nobody holds the port", i)
 		}
 	}
 }

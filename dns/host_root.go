@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/godbus/dbus/v5"
 	"github.com/google/renameio/v2"
+	"golang.org/x/sys/unix"
 )
 
 // What root does, as a whole state that is put in place: it can be done again, by any decision after any other, and after a crash at any step. No record is kept of it:
@@ -86,8 +88,8 @@ func (p Place) Revert(ctx context.Context) ([]string, error) { return p.put(ctx,
 var closedPort = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 3, 2, 1}), 1)
 
 // Hold puts in place what keeps our names in while the daemon is stopped, as far as d's way allows it: with dnsmasq our domains stay where they are, with
-// systemd 258 or later a file sends them to a closed port; link says that they need an interface for that, see HoldLink. The other ways are undone, because there all names
-// come to us, and then our names do leave the host.
+// systemd 258 or later a file sends them to a closed port; link says that they need an interface for that, see HoldLink. The other ways are undone (but see Awaited), because
+// there all names come to us, and nothing would be resolved any more.
 func (p Place) Hold(ctx context.Context, d Decision, w World, listen []netip.AddrPort, l Link) (done []string, link bool, err error) {
 	s := hostState{}
 	switch d.Method {
@@ -108,6 +110,24 @@ func (p Place) Hold(ctx context.Context, d Decision, w World, listen []netip.Add
 	}
 	done, err = p.put(ctx, s)
 	return done, link, err
+}
+
+// Awaited says that all names come to us and that somebody holds the port for them, though the daemon may be away: a service manager, from whom it gets its sockets and which
+// will start it again. Then names wait there for a moment, and giving them back to the former resolvers would tell those ours.
+func (p Place) Awaited(listen []netip.AddrPort) bool {
+	if !p.ours(resolvConf) && p.recordFile() == "" {
+		return false
+	}
+	for _, at := range reachable(listen) {
+		c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(at))
+		if errors.Is(err, unix.EADDRINUSE) {
+			return true
+		}
+		if err == nil {
+			c.Close()
+		}
+	}
+	return false
 }
 
 func (p Place) put(ctx context.Context, s hostState) (done []string, err error) {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -28,6 +29,8 @@ const (
 	routeProtocol = 108
 	// lastMetric of a route: the highest that fits everywhere, behind every route that leads somewhere.
 	lastMetric = math.MaxInt32
+	// ownAlias marks an interface of ours, for people and for Cleanup.
+	ownAlias = "lokinetd"
 	// addrGenModeNone is the kernel's IN6_ADDR_GEN_MODE_NONE.
 	addrGenModeNone = 1
 )
@@ -36,7 +39,7 @@ const (
 // may not be there.
 type Changes struct {
 	Interface string
-	// Index is the interface's number, so that Cleanup does not take another program's for ours.
+	// Index is the interface's number, so that Cleanup does not take another program's for ours; 0: leave it alone.
 	Index int
 	// Unreachable are the ranges that have an unreachable route, so that nothing for them leaves another way while the TUN is away. The firewall table of Interface is for
 	// the same ranges, where the kernel has nftables.
@@ -142,6 +145,9 @@ func (d *Device) init() error {
 	d.link = link
 	if err := netlink.LinkSetMTU(link, MTU); err != nil {
 		return fmt.Errorf("netif: set the mtu of %s to %d: %w", d.name, MTU, err)
+	}
+	if err := netlink.LinkSetAlias(link, ownAlias); err != nil {
+		return fmt.Errorf("netif: mark %s: %w", d.name, err)
 	}
 	if d.no6 = noIPv6(d.name); d.no6 == "" {
 		// No link-local address: the kernel would send router solicitations through it.
@@ -386,7 +392,7 @@ func (d *Device) Close(keepRoutes bool) error {
 // there, or not ours, is left alone. It can be called again.
 func Cleanup(c Changes) error {
 	var errs []error
-	if link, err := netlink.LinkByName(c.Interface); err == nil && link.Type() == "tuntap" && link.Attrs().Index == c.Index {
+	if link, err := netlink.LinkByIndex(c.Index); err == nil && link.Type() == "tuntap" && link.Attrs().Name == c.Interface && link.Attrs().Alias == ownAlias {
 		if err := netlink.LinkDel(link); err != nil {
 			errs = append(errs, fmt.Errorf("netif: remove %s: %w", c.Interface, err))
 		}
@@ -398,6 +404,18 @@ func Cleanup(c Changes) error {
 		errs = append(errs, delUnreachable(p))
 	}
 	return errors.Join(errs...)
+}
+
+// IsNamed says whether an interface may be that of a configured name, in which a %d stands for a number.
+func IsNamed(name, configured string) bool {
+	before, after, numbered := strings.Cut(configured, "%d")
+	if !numbered {
+		return name == configured
+	}
+	number, ok := strings.CutPrefix(name, before)
+	number, tail := strings.CutSuffix(number, after)
+	_, err := strconv.ParseUint(number, 10, 16)
+	return ok && tail && err == nil
 }
 
 func unreachable(p netip.Prefix) *netlink.Route {

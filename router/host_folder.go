@@ -9,11 +9,11 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/google/renameio/v2"
 	"golang.org/x/sys/unix"
 
+	"lokinetd/config"
 	"lokinetd/netif"
 )
 
@@ -33,9 +33,14 @@ type folder string
 
 // load reads a file into v. One that is missing leaves v alone and is no error; one that is broken is, and leaves v alone too.
 func (d folder) load(name string, v any) error {
-	raw, err := readBounded(filepath.Join(string(d), name), maxState)
+	f, err := d.open(name, os.O_RDONLY)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
+	}
+	var raw []byte
+	if err == nil {
+		raw, err = readAll(f, maxState)
+		f.Close()
 	}
 	if err == nil {
 		err = json.Unmarshal(raw, v)
@@ -45,6 +50,33 @@ func (d folder) load(name string, v any) error {
 	}
 	return nil
 }
+
+// open opens a file of the folder, which belongs to the daemon's user: what that user puts in its place must not make root, who cleans up, open something else, or wait. So it has to be
+// a file, not a link nor another name of one, and of whom the folder is, or ours.
+func (d folder) open(name string, flags int) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(string(d), name), flags|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
+	if errors.Is(err, unix.ELOOP) {
+		return nil, errForeign
+	}
+	if err != nil {
+		return nil, err
+	}
+	var file, dir unix.Stat_t
+	err = unix.Fstat(int(f.Fd()), &file)
+	if err == nil {
+		err = unix.Stat(string(d), &dir)
+	}
+	if err == nil && (file.Mode&unix.S_IFMT != unix.S_IFREG || file.Nlink != 1 || file.Uid != dir.Uid && int(file.Uid) != os.Geteuid()) {
+		err = errForeign
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+var errForeign = errors.New("this is not a file that lokinetd has made: a link, or somebody else's")
 
 // save writes a file whole: after a crash it is the old or the new one.
 func (d folder) save(name string, v any) error {
@@ -70,9 +102,9 @@ var ErrRunning = errors.New("a daemon that uses this data directory is running")
 
 // lock makes this process the only one that works with the folder, until unlock or its end, however it ends. Error: ErrRunning.
 func (d folder) lock() (unlock func() error, err error) {
-	f, err := os.OpenFile(filepath.Join(string(d), lockFile), os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := d.open(lockFile, os.O_RDWR|os.O_CREATE)
 	if err != nil {
-		return nil, fmt.Errorf("router: %w", err)
+		return nil, fmt.Errorf("router: %s: %w", filepath.Join(string(d), lockFile), err)
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		f.Close()
@@ -91,45 +123,44 @@ func readBounded(name string, limit int64) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close()
+	return readAll(f, limit)
+}
+
+func readAll(f *os.File, limit int64) ([]byte, error) {
 	raw, err := io.ReadAll(io.LimitReader(f, limit+1))
 	if err == nil && int64(len(raw)) > limit {
-		return nil, fmt.Errorf("%s: larger than %d bytes", name, limit)
+		return nil, fmt.Errorf("%s: larger than %d bytes", f.Name(), limit)
 	}
 	return raw, err
 }
 
-// hostState is the state file: what may be on the host because of us. It is written before the host is changed.
+// hostState is the state file: what may be on the host because of us. It is written before the host is changed. After a reboot nothing of it is left, but that cannot be told from here
+// (containers have boot ids of their own), and need not be: all of it bears our marks.
 type hostState struct {
-	Boot        string         `json:"boot"` // the kernel's boot id: after a reboot nothing of it is left
 	Interface   string         `json:"interface,omitempty"`
 	Index       int            `json:"index,omitempty"`
 	Unreachable []netip.Prefix `json:"unreachable_routes,omitempty"`
 }
 
-// changes loads the state file. What was changed before the last boot is gone.
+// changes loads the state file.
 func (d folder) changes() (netif.Changes, error) {
 	var s hostState
-	if err := d.load(stateFile, &s); err != nil || s.Boot != bootID() {
-		return netif.Changes{}, err
-	}
-	return netif.Changes{Interface: s.Interface, Index: s.Index, Unreachable: s.Unreachable}, nil
+	err := d.load(stateFile, &s)
+	return netif.Changes{Interface: s.Interface, Index: s.Index, Unreachable: s.Unreachable}, err
 }
 
 func (d folder) setChanges(c netif.Changes) error {
-	return d.save(stateFile, hostState{bootID(), c.Interface, c.Index, c.Unreachable})
+	return d.save(stateFile, hostState{c.Interface, c.Index, c.Unreachable})
 }
 
-func bootID() string {
-	id, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	return strings.TrimSpace(string(id))
+// Cleanup undoes what a daemon with this configuration has left on the host, because it was killed or because its routes outlive it, and returns that. It can be
+// repeated. While a daemon runs it does nothing and fails with ErrRunning. An interface that the configuration does not name is left alone, whatever the state file says.
+func Cleanup(c *config.Config) (netif.Changes, error) {
+	return cleanup(folder(c.DataDir), c.TUN.Name, netif.Cleanup)
 }
 
-// Cleanup undoes what a daemon with this data directory has left on the host, because it was killed or because its routes outlive it, and returns that. It can
-// be repeated. While a daemon runs it does nothing and fails with ErrRunning.
-func Cleanup(dataDir string) (netif.Changes, error) { return cleanup(folder(dataDir), netif.Cleanup) }
-
-func cleanup(d folder, undo func(netif.Changes) error) (netif.Changes, error) {
-	if _, err := os.Stat(filepath.Join(string(d), lockFile)); errors.Is(err, fs.ErrNotExist) {
+func cleanup(d folder, name string, undo func(netif.Changes) error) (netif.Changes, error) {
+	if _, err := os.Lstat(filepath.Join(string(d), lockFile)); errors.Is(err, fs.ErrNotExist) {
 		return netif.Changes{}, nil // no daemon was ever here; do not make its file, perhaps as another user
 	}
 	unlock, err := d.lock()
@@ -140,6 +171,9 @@ func cleanup(d folder, undo func(netif.Changes) error) (netif.Changes, error) {
 	c, err := d.changes()
 	if err != nil {
 		return c, err
+	}
+	if !netif.IsNamed(c.Interface, name) {
+		c.Index = 0
 	}
 	if err := undo(c); err != nil {
 		return c, err // and the file stays

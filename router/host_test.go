@@ -618,7 +618,8 @@ func TestNetworkChanged(t *testing.T) {
 	}
 }
 
-// TestCleanup: what a killed daemon has left is undone once; a running one is left alone; what a reboot has undone is forgotten.
+// TestCleanup: what a killed daemon has left is undone once; a running one is left alone; an interface that is not the configured one is too, and what
+// the daemon's user has put in the place of its files does not mislead root.
 func TestCleanup(t *testing.T) {
 	b := newBench(t)
 	dir := folder(b.config.DataDir)
@@ -630,7 +631,7 @@ func TestCleanup(t *testing.T) {
 	clean := func(wantErr error, want ...netif.Changes) {
 		t.Helper()
 		undone = nil
-		if _, err := cleanup(dir, undo); !errors.Is(err, wantErr) && (err == nil) != (wantErr == nil) {
+		if _, err := cleanup(dir, "lokinet%d", undo); !errors.Is(err, wantErr) && (err == nil) != (wantErr == nil) {
 			t.Errorf("error: %v, want %v", err, wantErr)
 		}
 		if len(undone) != len(want) || len(want) > 0 && !reflect.DeepEqual(undone, want) {
@@ -657,14 +658,50 @@ func TestCleanup(t *testing.T) {
 	clean(nil, crashed) // the state was kept
 	clean(nil, netif.Changes{})
 
-	if err := dir.save(stateFile, hostState{"another boot", "lokinet0", 7, crashed.Unreachable}); err != nil {
+	if err := dir.setChanges(netif.Changes{Interface: "vpn0", Index: 7, Unreachable: crashed.Unreachable}); err != nil {
 		t.Fatal(err)
 	}
-	clean(nil, netif.Changes{})
+	clean(nil, netif.Changes{Interface: "vpn0", Unreachable: crashed.Unreachable})
 	if _, err := os.Stat(filepath.Join(b.config.DataDir, stateFile)); err == nil {
 		t.Error("the state file is left")
 	}
+
+	other := filepath.Join(t.TempDir(), "other")
+	if err := os.WriteFile(other, state, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{lockFile, stateFile} {
+		for what, put := range map[string]func(at string) error{
+			"a link":            func(at string) error { return os.Symlink(other, at) },
+			"a dangling link":   func(at string) error { return os.Symlink(other+"-new", at) },
+			"a second name":     func(at string) error { return os.Link(other, at) },
+			"a pipe":            func(at string) error { return unix.Mkfifo(at, 0o600) },
+			"a folder":          func(at string) error { return os.Mkdir(at, 0o700) },
+			"somebody's, maybe": func(at string) error { return errors.Join(os.WriteFile(at, state, 0o600), chownOther(at)) },
+		} {
+			if what == "somebody's, maybe" && os.Geteuid() != 0 {
+				continue
+			}
+			at := filepath.Join(b.config.DataDir, name)
+			os.RemoveAll(at)
+			if err := put(at); err != nil {
+				t.Fatal(err)
+			}
+			undone = nil
+			if _, err := cleanup(dir, "lokinet0", undo); err == nil || len(undone) > 0 {
+				t.Errorf("%s in place of %s: %v, undone %v", what, name, err, undone)
+			}
+			os.RemoveAll(at)
+		}
+		os.WriteFile(filepath.Join(b.config.DataDir, lockFile), nil, 0o600)
+	}
+	if _, err := os.Lstat(other + "-new"); err == nil {
+		t.Error("a file was made where a link has led")
+	}
 }
+
+// chownOther gives a file to a user who owns nothing here.
+func chownOther(name string) error { return os.Chown(name, 65533, 65533) }
 
 // TestHostLock: one daemon in a data directory.
 func TestHostLock(t *testing.T) {

@@ -22,7 +22,7 @@ func (a *app) cleanupCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			done, err := router.Cleanup(c.DataDir)
+			done, err := router.Cleanup(c)
 			if errors.Is(err, router.ErrRunning) {
 				return fmt.Errorf("%w: stop it first (systemctl stop lokinetd)", err)
 			}
@@ -41,13 +41,16 @@ func (a *app) cleanupCommand() *cobra.Command {
 				return a.printJSON(map[string]any{"schema": 1, "interface": done.Interface, "unreachable_routes": routes, "resolver": resolver})
 			}
 			a.done(resolver)
-			if done.Interface == "" {
-				if len(resolver) == 0 {
-					fmt.Fprintln(a.out, "nothing is left on this host")
-				}
-				return nil
+			if done.Interface == "" && len(resolver) == 0 {
+				fmt.Fprintln(a.out, "nothing is left on this host")
 			}
-			fmt.Fprintf(a.out, "interface %s: gone\n", done.Interface)
+			switch {
+			case done.Interface == "":
+			case done.Index == 0:
+				fmt.Fprintf(a.out, "interface %s: left alone, for the configuration calls ours %s\n", done.Interface, c.TUN.Name)
+			default:
+				fmt.Fprintf(a.out, "interface %s: gone\n", done.Interface)
+			}
 			for _, r := range routes {
 				fmt.Fprintf(a.out, "unreachable route %s: gone\n", r)
 			}

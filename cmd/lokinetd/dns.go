@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -38,7 +37,8 @@ func (a *app) dnsCommand() *cobra.Command {
 	revert := &cobra.Command{
 		Use: "revert", Short: "Take away again what apply has put on this host (as root)", Args: cobra.NoArgs,
 		Long: "revert makes this host as it was before apply. With --hold it leaves in place what keeps our names\n" +
-			"from being asked of other resolvers while the daemon is stopped, where that is possible and dns.hold\nin the configuration allows it. It can be repeated." + idea,
+			"from being asked of other resolvers while the daemon is stopped, where that is possible and dns.hold\nin the configuration allows it; and where all names come to lokinetd, it changes nothing as long as a\n" +
+			"service manager holds the name server's port. It can be repeated." + idea,
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.dnsRevert(cmd.Context(), hold) },
 	}
 	revert.Flags().BoolVar(&hold, "hold", false, "keep our names in, as fits a stopped daemon")
@@ -58,16 +58,7 @@ func (a *app) hostWorld(ctx context.Context) (*config.Config, dns.World, dns.Lin
 // tunLink is the daemon's interface as it is now, by its configured name, in which a %d stands for a number; zero if there is none.
 func tunLink(name string) (l dns.Link) {
 	all, _ := net.Interfaces()
-	before, after, numbered := strings.Cut(name, "%d")
-	at := slices.IndexFunc(all, func(i net.Interface) bool {
-		if !numbered {
-			return i.Name == name
-		}
-		number, ok := strings.CutPrefix(i.Name, before)
-		number, tail := strings.CutSuffix(number, after)
-		_, err := strconv.ParseUint(number, 10, 16)
-		return ok && tail && err == nil
-	})
+	at := slices.IndexFunc(all, func(i net.Interface) bool { return netif.IsNamed(i.Name, name) })
 	if at < 0 {
 		return l
 	}
@@ -178,6 +169,10 @@ func (a *app) dnsRevert(ctx context.Context, hold bool) error {
 	}
 	if hold {
 		c, w, link, err := a.hostWorld(ctx)
+		if err == nil && w.Enabled && (dns.Place{}).Awaited(c.DNS.Listen) {
+			fmt.Fprintln(a.out, "names wait for the daemon")
+			return nil
+		}
 		if err == nil && c.DNS.Hold && w.Enabled {
 			return a.dnsHold(ctx, c, w, link)
 		}
