@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -1131,6 +1132,83 @@ func TestLoopback(t *testing.T) {
 	}
 	if ab.RemoteAddr() != b.addr || b.addr.Addr() != netip.MustParseAddr("127.0.0.1") {
 		t.Errorf("remote address %v", ab.RemoteAddr())
+	}
+}
+
+// fullSocket is a socket that has no room for every so manieth packet that is not to wait, until a packet has waited.
+type fullSocket struct {
+	*net.UDPConn
+	every         int64 // 0: always room
+	asked, waited atomic.Int64
+	full, passed  atomic.Bool // passed: asked while full
+}
+
+func (s *fullSocket) SyscallConn() (syscall.RawConn, error) {
+	raw, err := s.UDPConn.SyscallConn()
+	return fullRaw{raw, s}, err
+}
+
+func (s *fullSocket) WriteMsgUDP(b, oob []byte, to *net.UDPAddr) (n, oobn int, err error) {
+	n, oobn, err = s.UDPConn.WriteMsgUDP(b, oob, to)
+	s.waited.Add(1)
+	s.full.Store(false)
+	return n, oobn, err
+}
+
+type fullRaw struct {
+	syscall.RawConn
+	s *fullSocket
+}
+
+func (r fullRaw) Write(f func(fd uintptr) bool) error {
+	if r.s.full.Load() {
+		r.s.passed.Store(true)
+	}
+	if n := r.s.asked.Add(1); r.s.every > 0 && n%r.s.every == 0 {
+		r.s.full.Store(true)
+		return syscall.EAGAIN
+	}
+	return r.RawConn.Write(f)
+}
+
+// Packets are sent at once where the socket has room, else by the send queue, and none passes one that waits there (overlay/direct.go.in).
+func TestSendAtOnce(t *testing.T) {
+	needsHook(t)
+	for _, c := range []struct {
+		name, network string
+		every         int64
+	}{{"room", "udp4", 0}, {"both families", "udp", 0}, {"full", "udp4", 3}} {
+		t.Run(c.name, func(t *testing.T) {
+			pc, err := net.ListenUDP(c.network, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			const count, window = 3000, 16
+			arrived := make(chan struct{}, 2*count)
+			to := run(t, loopback(t), &node{datagram: func(_ Conn, b *packet.Buffer) {
+				b.Release()
+				arrived <- struct{}{}
+			}}, Config{Accept: true})
+			defer to.stop()
+			s := &fullSocket{UDPConn: pc, every: c.every}
+			from := run(t, s, &node{}, Config{})
+			defer from.stop()
+			ab := from.dial(to, Client)
+			sizes := rand.New(rand.NewPCG(1, 2)) // many, so that few go in one call
+			for sent := range count {
+				if sent >= window {
+					<-arrived
+				}
+				ab.Send(bufferOf(pattern(500 + sizes.IntN(500))))
+			}
+			asked, waited := s.asked.Load(), s.waited.Load()
+			if c.every == 0 && waited > asked/2 || c.every > 0 && waited < asked/c.every {
+				t.Errorf("%d packets were to be sent at once, %d waited", asked, waited)
+			}
+			if s.passed.Load() {
+				t.Error("a packet passed one that waited")
+			}
+		})
 	}
 }
 

@@ -5,7 +5,7 @@ import _ "embed"
 const quicPath = "github.com/quic-go/quic-go"
 
 // datagrams makes quic-go hand the datagrams of a connection to router/link, which asks for it with HookDatagrams; without that call, all is as
-// before but for the batches, the resets and what a loss means (congestion.go.in). The new code and the reasons are in the .go.in files.
+// before but for the batches, who sends them (direct.go.in), the resets and what a loss means (congestion.go.in). The new code and the reasons are in the .go.in files.
 var datagrams = patch{
 	of:         "quic-go",
 	writtenFor: "v0.65.0",
@@ -13,6 +13,7 @@ var datagrams = patch{
 	added: map[string][]byte{
 		"lokinetd_datagrams.go":                     datagramsAdded,
 		"lokinetd_gro.go":                           groAdded,
+		"lokinetd_direct.go":                        directAdded,
 		"internal/ackhandler/lokinetd_datagrams.go": ackhandlerAdded,
 		"internal/congestion/lokinetd_accidents.go": congestionAdded,
 		"internal/wire/lokinetd_datagrams.go":       wireAdded,
@@ -24,6 +25,8 @@ var (
 	datagramsAdded []byte
 	//go:embed gro.go.in
 	groAdded []byte
+	//go:embed direct.go.in
+	directAdded []byte
 	//go:embed ackhandler.go.in
 	ackhandlerAdded []byte
 	//go:embed congestion.go.in
@@ -185,6 +188,29 @@ var datagramEdits = []edit{
 		decl:   "func (h *sendQueue) WouldBlock() bool {",
 		marker: "len(h.queue) == sendQueueCapacity",
 		swap:   "len(h.queue) >= sendQueueCapacity",
+	},
+
+	// Packets go out from the connection's own goroutine; the queue is for what the socket has no room for.
+	{
+		file:   "send_queue.go",
+		decl:   "type sendQueue struct {",
+		marker: "struct {\n",
+		after:  "\tunsent atomic.Int32 // given to Run and not sent yet\n\tonce   *oobConn     // sends at once or not at all; made by direct\n\n",
+	}, {
+		file:   "send_queue.go",
+		decl:   "import (",
+		marker: "\t\"net\"\n",
+		after:  "\t\"sync/atomic\"\n",
+	}, {
+		file:   "send_queue.go",
+		decl:   "func (h *sendQueue) Send(p *packetBuffer, gsoSize uint16, ecn protocol.ECN) {",
+		marker: "\tselect {\n\tcase h.queue <-",
+		swap:   "\tif h.direct(p, gsoSize, ecn) {\n\t\treturn\n\t}\n\th.unsent.Add(1)\n\tselect {\n\tcase h.queue <-",
+	}, {
+		file:   "send_queue.go",
+		decl:   "func (h *sendQueue) Run() error {",
+		marker: "\t\t\te.buf.Release()\n",
+		after:  "\t\t\th.unsent.Add(-1)\n",
 	},
 
 	// What the kernel received in one piece it hands over in one piece (GRO), and we cut it.
