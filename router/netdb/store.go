@@ -350,27 +350,27 @@ func (s *Store) Random(n int, ok func(*RelayContact) bool) []*RelayContact {
 	}
 	now := time.Now()
 	s.mu.RLock()
-	all := make([]*RelayContact, 0, len(s.contacts))
-	for _, c := range s.contacts {
-		if _, known := s.known[c.ID]; known || s.relay || len(s.known) == 0 {
-			all = append(all, c)
-		}
-	}
+	all := slices.Clone(s.contacts)
 	s.mu.RUnlock()
-	var sample []*RelayContact // a reservoir: whatever is in it was kept with the same chance as all others seen so far
-	seen := 0
-	for _, c := range all {
-		if c.Expired(now) || s.relay && c.ID == s.self || ok != nil && !ok(c) {
+	believed := func(c *RelayContact) bool {
+		s.mu.RLock()
+		defer s.mu.RUnlock()
+		_, known := s.known[c.ID]
+		return known || s.relay || len(s.known) == 0
+	}
+	// All in random order, as far as they are looked at: the first that fit are a fair sample of all that do.
+	var sample []*RelayContact
+	for i := range all {
+		j := i + secure.IntN(len(all)-i)
+		all[i], all[j] = all[j], all[i]
+		c := all[i]
+		if !believed(c) || c.Expired(now) || s.relay && c.ID == s.self || ok != nil && !ok(c) {
 			continue
 		}
-		seen++
-		if len(sample) < n {
-			sample = append(sample, c)
-		} else if i := secure.IntN(seen); i < n {
-			sample[i] = c
+		if sample = append(sample, c); len(sample) == n {
+			break
 		}
 	}
-	secure.Shuffle(len(sample), func(i, j int) { sample[i], sample[j] = sample[j], sample[i] })
 	return sample
 }
 
