@@ -38,6 +38,9 @@ func (h *host) Status() control.Status {
 		Drops:   h.drops(), NotHidden: []string{}, Warnings: append(append([]string{}, h.reloadWarnings()...), NetworkWarnings(file, now)...),
 		Endpoints: []control.Endpoint{}, Edges: []control.Edge{}, Paths: []control.Path{}, Sessions: []control.Session{},
 	}
+	if b, err := h.wire.SocketBuffers(); err == nil {
+		s.Buffers = &control.Buffers{Receive: b.Receive, Send: b.Send, Wanted: b.Wanted}
+	}
 	if n.relay != nil {
 		n.relay.status(&s)
 	} else {
@@ -159,6 +162,9 @@ func (h *host) clientStatus(s *control.Status, now time.Time) {
 		return
 	}
 	s.Tun = &control.Tun{Name: h.device.Name(), MTU: 1280, IPv6: h.device.NoIPv6() == ""}
+	if d, ok := h.device.(interface{ NoFilter() string }); ok {
+		s.Tun.NoFirewall = d.NoFilter()
+	}
 	if h.dns != nil {
 		s.DNS = h.dnsStatus()
 		if x := s.DNS.Host; x != nil && !x.InEffect && x.Method != string(dns.MethodOff) {

@@ -33,6 +33,7 @@ type Status struct {
 	Tun       *Tun              `json:"tun,omitempty"`
 	Proxy     *Proxy            `json:"proxy,omitempty"` // in the place of Tun and DNS
 	DNS       *DNS              `json:"dns,omitempty"`
+	Buffers   *Buffers          `json:"socket_buffers,omitempty"`
 	Relay     *Relay            `json:"relay,omitempty"`
 	Traffic   Traffic           `json:"traffic"`
 	Drops     map[string]uint64 `json:"drops"`      // by reason, only those that happened
@@ -129,6 +130,15 @@ type Tun struct {
 	Name string `json:"name"`
 	MTU  int    `json:"mtu"`
 	IPv6 bool   `json:"ipv6"` // false where the host has IPv6 switched off
+	// NoFirewall says why there is no firewall table behind the unreachable routes.
+	NoFirewall string `json:"no_firewall,omitempty"`
+}
+
+// Buffers are what the kernel has granted of the UDP socket's buffers.
+type Buffers struct {
+	Receive int `json:"receive_bytes"`
+	Send    int `json:"send_bytes"`
+	Wanted  int `json:"wanted_bytes"` // of each
 }
 
 // DNS is the daemon's name server.
