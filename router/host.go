@@ -34,6 +34,7 @@ type host struct {
 	config  *config.Config
 	version string
 	log     *slog.Logger
+	recent  *recent // its handler
 	started time.Time
 	again   func() (*config.Config, error)
 	sys     *system
@@ -145,7 +146,9 @@ func Run(ctx context.Context, c *config.Config, version string, log *slog.Logger
 }
 
 func run(ctx context.Context, c *config.Config, version string, log *slog.Logger, again func() (*config.Config, error), sys *system) (err error) {
-	h := &host{config: c, version: version, log: log, started: time.Now(), again: again, sys: sys, dir: folder(c.DataDir), parts: newStack(log)}
+	remember := newRecent(log.Handler())
+	log = slog.New(remember)
+	h := &host{config: c, version: version, log: log, recent: remember, started: time.Now(), again: again, sys: sys, dir: folder(c.DataDir), parts: newStack(log)}
 	h.current.Store(c)
 	defer func() {
 		sys.notify(daemon.SdNotifyStopping)

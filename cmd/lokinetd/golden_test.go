@@ -98,7 +98,10 @@ func difference(want, got string) string {
 }
 
 // serve answers on ./sock until the test ends.
-func serve(t *testing.T, api control.API) {
+func serve(t *testing.T, api control.API) { t.Cleanup(answer(t, api)) }
+
+// answer answers on ./sock until stop is called.
+func answer(t *testing.T, api control.API) (stop func()) {
 	s, err := control.Listen("sock", "", api, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
@@ -106,12 +109,12 @@ func serve(t *testing.T, api control.API) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error)
 	go func() { done <- s.Run(ctx) }()
-	t.Cleanup(func() {
+	return func() {
 		cancel()
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
-	})
+	}
 }
 
 var goldenNow = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
@@ -178,6 +181,11 @@ func (f fakeDaemon) Relays() control.Relays {
 		control.RelayInfo{Relay: goldenRelay(12), Address: "198.51.100.12:1190", Version: "1.0.1", SignedAt: at},
 		control.RelayInfo{Relay: goldenRelay(13), Known: true})
 	return r
+}
+
+func (f fakeDaemon) Log() control.Log {
+	return control.Log{Schema: control.Schema, Lines: []control.LogLine{
+		{Time: goldenNow.Add(-time.Hour), Level: "INFO", Message: "running"}, {Time: goldenNow, Level: "WARN", Module: "dns", Message: "nobody answers for other names"}}}
 }
 
 func (f fakeDaemon) Resolve(_ context.Context, name string) (control.Resolved, error) {

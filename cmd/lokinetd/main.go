@@ -133,7 +133,7 @@ func (a *app) command() *cobra.Command {
 	root.AddCommand(
 		a.runCommand(), a.proxyCommand(), a.statusCommand(), a.eventsCommand(), a.addressCommand(), a.resolveCommand(), a.pingCommand(),
 		a.registryCommand(), a.relayCommand(),
-		a.pathCommand(), a.sessionCommand(), a.serviceCommand(), a.keyCommand(), a.configCommand(), a.dnsCommand(), a.cleanupCommand(), a.demoCommand(), a.versionCommand(),
+		a.pathCommand(), a.sessionCommand(), a.serviceCommand(), a.keyCommand(), a.configCommand(), a.dnsCommand(), a.cleanupCommand(), a.demoCommand(), a.bugreportCommand(), a.versionCommand(),
 	)
 	wrapArgs(root)
 	return root

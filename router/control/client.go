@@ -51,6 +51,11 @@ func (c *Client) Relays(ctx context.Context) (r Relays, err error) {
 	return r, c.do(ctx, "GET", "/v1/relays", nil, &r)
 }
 
+// Log asks for what was logged lately.
+func (c *Client) Log(ctx context.Context) (l Log, err error) {
+	return l, c.do(ctx, "GET", "/v1/log", nil, &l)
+}
+
 // Resolve asks for the address behind a name of ours.
 func (c *Client) Resolve(ctx context.Context, name string) (r Resolved, err error) {
 	return r, c.do(ctx, "GET", "/v1/resolve", url.Values{"name": {name}}, &r)

@@ -19,6 +19,7 @@ type fakeAPI struct{}
 
 func (fakeAPI) Status() Status { return Status{Schema: Schema, Version: "test", State: Ready} }
 func (fakeAPI) Relays() Relays { return Relays{Schema: Schema} }
+func (fakeAPI) Log() Log       { return Log{Schema: Schema, Lines: []LogLine{{Message: "x"}}} }
 func (fakeAPI) Resolve(_ context.Context, name string) (Resolved, error) {
 	if name == "" {
 		return Resolved{}, Errorf(CodeUsage, "no name given")
@@ -69,6 +70,9 @@ func TestQuestions(t *testing.T) {
 	}
 	if p, err := c.Ping(ctx, "x.loki", 7); err != nil || p.Sent != 7 || p.Name != "x.loki" {
 		t.Errorf("ping: %+v, %v", p, err)
+	}
+	if l, err := c.Log(ctx); err != nil || len(l.Lines) != 1 {
+		t.Errorf("log: %+v, %v", l, err)
 	}
 	for name, code := range map[string]string{"": CodeUsage, "nobody.loki": CodeNotFound} {
 		var e *Error

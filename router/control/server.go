@@ -24,6 +24,7 @@ import (
 type API interface {
 	Status() Status
 	Relays() Relays
+	Log() Log
 	Resolve(ctx context.Context, name string) (Resolved, error)
 	Ping(ctx context.Context, name string, count int) (Pinged, error)
 	// Events calls each with what happens from now on, one at a time, until ctx ends or each fails. While each blocks, events are kept for a while and then counted.
@@ -231,6 +232,7 @@ func routes(api API) http.Handler {
 	}
 	get("GET /v1/status", func(r *http.Request) (any, error) { return api.Status(), nil })
 	get("GET /v1/relays", func(r *http.Request) (any, error) { return api.Relays(), nil })
+	get("GET /v1/log", func(r *http.Request) (any, error) { return api.Log(), nil })
 	get("GET /v1/resolve", func(r *http.Request) (any, error) {
 		return api.Resolve(r.Context(), r.FormValue("name"))
 	})

@@ -223,6 +223,20 @@ type Pinged struct {
 	RTTms   []float64 `json:"rtt_ms"` // one element an answer
 }
 
+// Log is the answer to GET /v1/log: what was logged lately at info and above, the oldest first, without what it was about.
+type Log struct {
+	Schema int       `json:"schema"`
+	Lines  []LogLine `json:"lines"`
+}
+
+// LogLine is the constant part of one record.
+type LogLine struct {
+	Time    time.Time `json:"time"`
+	Level   string    `json:"level"`
+	Module  string    `json:"module,omitempty"`
+	Message string    `json:"message"`
+}
+
 // Kinds of events.
 const (
 	EventState        = "state"            // State, and Reason when it is not Ready; the first event of every stream, and each change
