@@ -85,7 +85,7 @@ deb: .cache/env ## the Debian package, build/lokinetd_*.deb, of the files as the
 	@mv build/deb/*.deb build/ && rm -rf build/deb
 	@ls -l build/*.deb
 
-mutants: ## change one protocol constant at a time in a copy; a test against foreign code must notice (a table on stdout)
+mutants: ## take one protocol constant or defence away at a time in a copy; a test must notice, of constants one against foreign code (a table on stdout)
 	@.ci/mutants
 
 clean: ## remove what was built (a module cache of our own is read-only, hence chmod)
