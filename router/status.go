@@ -322,6 +322,7 @@ func (h *host) Resolve(ctx context.Context, name string) (control.Resolved, erro
 		if !src.Ready(ctx) {
 			return r, control.Errorf(control.CodeNotReady, "not connected: no path to ask over")
 		}
+		r.Stages = append(r.Stages, control.Stage{Name: "path ready", AtMs: ms(time.Since(start)), Note: "to ask relays over"})
 		v, _, err := h.node.client.lookup(ctx, parsed.SNS)
 		if err != nil {
 			return r, control.Errorf(control.CodeNotReady, "%s: %v", name, err)
@@ -331,7 +332,7 @@ func (h *host) Resolve(ctx context.Context, name string) (control.Resolved, erro
 			return r, control.Errorf(control.CodeNotFound, "%s is not registered (%d of %d relays say so)", name, v.agreed, v.asked)
 		}
 		a = key.Address{Key: v.owner}
-		r.Stages = append(r.Stages, control.Stage{Name: "name found", AtMs: ms(time.Since(start))})
+		r.Stages = append(r.Stages, control.Stage{Name: "name found", AtMs: ms(time.Since(start)), Note: fmt.Sprintf("%d of %d relays agreed", v.agreed, v.asked)})
 	}
 	r.Address = a.Text(h.config.Network.Suffix)
 	b := h.browsing()
@@ -367,10 +368,10 @@ func (h *host) Ping(ctx context.Context, name string, count int) (control.Pinged
 	}
 	connect, cancel := context.WithTimeout(ctx, connectTime)
 	defer cancel()
-	if err := b.Sessions.Connect(connect, to); err != nil {
-		return p, unreached(name, to, err)
+	p.Stages, err = h.connect(connect, b, to, start, p.Stages)
+	if err != nil {
+		return p, howFar(unreached(name, to, err), p.Stages)
 	}
-	p.Stages = append(p.Stages, control.Stage{Name: "session established", AtMs: ms(time.Since(start))})
 	for seq := range count {
 		sent := time.Now()
 		id, answered := b.pings.expect()
@@ -393,6 +394,62 @@ func (h *host) Ping(ctx context.Context, name string, count int) (control.Pinged
 	return p, nil
 }
 
+// stageEvery is how often it is looked how far a call is.
+const stageEvery = 2 * time.Millisecond
+
+// connect connects an endpoint to a remote and appends what was done on the way, and when after start.
+func (h *host) connect(ctx context.Context, b *hostEndpoint, to key.Address, start time.Time, stages []control.Stage) ([]control.Stage, error) {
+	stage := func(name, note string) {
+		stages = append(stages, control.Stage{Name: name, AtMs: ms(time.Since(start)), Note: note})
+	}
+	asked := time.Now()
+	connected := make(chan error, 1)
+	go func() { connected <- b.Sessions.Connect(ctx, to) }()
+	t := time.NewTicker(stageEvery)
+	defer t.Stop()
+	var found, built bool // these stages were told
+	for {
+		select {
+		case err := <-connected:
+			if err != nil {
+				return stages, err
+			}
+			note := ""
+			for _, i := range b.Sessions.With(to) {
+				switch {
+				case !i.Current:
+				case i.Since.Before(asked):
+					note = "it was there, over " + h.drawn(i.Hops)
+				case !built:
+					note = "over " + h.drawn(i.Hops)
+				}
+			}
+			stage("session established", note)
+			return stages, nil
+		case <-t.C:
+		}
+		for _, i := range b.Sessions.With(to) {
+			if !found && to.Kind == key.Client && (i.State == session.Building || i.State == session.Calling) {
+				found = true
+				stage("contact found", "it says at which relays paths of theirs end")
+			}
+			if !built && i.State == session.Calling {
+				built = true
+				stage("path built", h.drawn(i.Hops))
+			}
+		}
+	}
+}
+
+// drawn is a path for people.
+func (h *host) drawn(hops []key.Public) string {
+	text := "you"
+	for _, id := range hops {
+		text += " > " + id.String()[:8]
+	}
+	return text
+}
+
 // unreached says in plain words why there is no session with a remote.
 func unreached(name string, to key.Address, err error) error {
 	switch relay := to.Kind == key.Relay; {
@@ -404,6 +461,19 @@ func unreached(name string, to key.Address, err error) error {
 		return control.Errorf(control.CodeNotFound, "%s cannot be found: it is offline, or the address is wrong (no contact of it is published)", name)
 	}
 	return control.Errorf(control.CodeNotFound, "%s: %v", name, err)
+}
+
+// howFar adds to an error what was done before.
+func howFar(err error, stages []control.Stage) error {
+	var e *control.Error
+	if !errors.As(err, &e) || len(stages) == 0 {
+		return err
+	}
+	done := make([]string, len(stages))
+	for i, s := range stages {
+		done[i] = fmt.Sprintf("%s after %.0f ms", s.Name, s.AtMs)
+	}
+	return control.Errorf(e.Code, "%s (so far: %s)", e.Text, strings.Join(done, ", "))
 }
 
 // pings are the daemon's own echo requests that wait for an answer, which it keeps from the TUN.

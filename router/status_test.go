@@ -36,6 +36,18 @@ func TestUnreached(t *testing.T) {
 	}
 }
 
+func TestHowFar(t *testing.T) {
+	plain := control.Errorf(control.CodeNotFound, "nobody")
+	if err := howFar(plain, nil); err != plain {
+		t.Error(err)
+	}
+	var e *control.Error
+	err := howFar(plain, []control.Stage{{Name: "contact found", AtMs: 3.4}, {Name: "path built", AtMs: 12}})
+	if !errors.As(err, &e) || e.Code != control.CodeNotFound || e.Text != "nobody (so far: contact found after 3 ms, path built after 12 ms)" {
+		t.Error(err)
+	}
+}
+
 func TestNetworkWarnings(t *testing.T) {
 	now := time.Now()
 	file := &netdb.NetworkFile{Name: "x", Network: 42}

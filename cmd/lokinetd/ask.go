@@ -74,9 +74,6 @@ func (a *app) resolveCommand() *cobra.Command {
 					fmt.Fprintln(a.out, ip)
 				}
 			}
-			if r.Relays > 0 {
-				fmt.Fprintf(a.out, "%d of %d relays agreed\n", r.Agreed, r.Relays)
-			}
 			a.printStages(r.Stages)
 			return nil
 		},
@@ -117,7 +114,7 @@ func (a *app) pingCommand() *cobra.Command {
 
 func (a *app) printStages(stages []control.Stage) {
 	for _, s := range stages {
-		fmt.Fprintf(a.out, "  %8.1f ms  %s\n", s.AtMs, strings.TrimSpace(s.Name+"  "+s.Note))
+		fmt.Fprintf(a.out, "%s\n", strings.TrimRight(fmt.Sprintf("  %8.1f ms  %-20s %s", s.AtMs, s.Name, printable(s.Note)), " "))
 	}
 }
 

@@ -201,7 +201,7 @@ func (f fakeDaemon) Resolve(_ context.Context, name string) (control.Resolved, e
 	}
 	r.Address, r.IPv6, r.IPv4 = goldenClient(1), "fd2e:7365:7368:0:1::2", "172.16.0.2"
 	r.Relays, r.Agreed = 4, 4
-	r.Stages = append(r.Stages, control.Stage{Name: "name found", AtMs: 12.5})
+	r.Stages = append(r.Stages, control.Stage{Name: "path ready", AtMs: 0.125, Note: "to ask relays over"}, control.Stage{Name: "name found", AtMs: 12.5, Note: "4 of 4 relays agreed"})
 	return r, nil
 }
 
@@ -211,7 +211,8 @@ func (f fakeDaemon) Ping(ctx context.Context, name string, count int) (control.P
 	if err != nil {
 		return p, err
 	}
-	p.Stages = append(p.Stages, control.Stage{Name: "session established", AtMs: 41.25})
+	p.Stages = append(p.Stages, control.Stage{Name: "contact found", AtMs: 15, Note: "it says at which relays paths of theirs end"},
+		control.Stage{Name: "path built", AtMs: 30.5, Note: "you > kr4181fw > kkkg4gqh > yfmw8xwu"}, control.Stage{Name: "session established", AtMs: 41.25})
 	p.Sent = count
 	if name != "silent.loki" {
 		for n := range count {

@@ -715,31 +715,47 @@ func (t *Table) List() []Info {
 	defer t.unlock()
 	var list []Info
 	for _, r := range t.remotes {
-		current := r.current.Load()
-		for _, s := range r.sessions {
-			i := Info{
-				Remote: r.addr, Inbound: !s.outbound, State: Established, Current: s == current, Old: s.keys.old, Since: s.since,
-				Heard: t.when(s.heard.Load()), Said: t.when(s.said.Load()),
-				PacketsIn: s.packetsIn.Load(), BytesIn: s.bytesIn.Load(), PacketsOut: s.packetsOut.Load(), BytesOut: s.bytesOut.Load(),
-			}
-			if !s.outbound && !s.sure.Load() {
-				i.State = Answered
-			}
-			if w := s.route.Load(); w != nil {
-				if p, ok := w.via.(onion); ok {
-					i.Hops, i.PathExpiry = p.hops(), p.expiry()
-				}
-			}
-			list = append(list, i)
-		}
-		if c := r.call; c != nil && c.session == nil {
-			i := Info{Remote: r.addr, State: c.state(), Since: c.since, Queued: len(r.queue)}
-			if c.path != nil {
-				i.Hops, i.PathExpiry = c.path.hops(), c.path.expiry()
-			}
-			list = append(list, i)
-		}
+		list = t.infos(list, r)
 	}
 	slices.SortStableFunc(list, func(a, b Info) int { return a.Remote.Key.Compare(b.Remote.Key) })
+	return list
+}
+
+// With returns the sessions with one remote.
+func (t *Table) With(remote key.Address) []Info {
+	t.lock()
+	defer t.unlock()
+	if r := t.remotes[remote]; r != nil {
+		return t.infos(nil, r)
+	}
+	return nil
+}
+
+// infos appends the sessions with a remote; the caller has the lock.
+func (t *Table) infos(list []Info, r *remote) []Info {
+	current := r.current.Load()
+	for _, s := range r.sessions {
+		i := Info{
+			Remote: r.addr, Inbound: !s.outbound, State: Established, Current: s == current, Old: s.keys.old, Since: s.since,
+			Heard: t.when(s.heard.Load()), Said: t.when(s.said.Load()),
+			PacketsIn: s.packetsIn.Load(), BytesIn: s.bytesIn.Load(), PacketsOut: s.packetsOut.Load(), BytesOut: s.bytesOut.Load(),
+		}
+		if !s.outbound && !s.sure.Load() {
+			i.State = Answered
+		}
+		if w := s.route.Load(); w != nil {
+			if p, ok := w.via.(onion); ok {
+				i.Hops, i.PathExpiry = p.hops(), p.expiry()
+			}
+		}
+	}
+		list = append(list, i)
+	}
+	if c := r.call; c != nil && c.session == nil {
+		i := Info{Remote: r.addr, State: c.state(), Since: c.since, Queued: len(r.queue)}
+		if c.path != nil {
+			i.Hops, i.PathExpiry = c.path.hops(), c.path.expiry()
+		}
+		list = append(list, i)
 	return list
 }
