@@ -748,7 +748,6 @@ func (t *Table) infos(list []Info, r *remote) []Info {
 				i.Hops, i.PathExpiry = p.hops(), p.expiry()
 			}
 		}
-	}
 		list = append(list, i)
 	}
 	if c := r.call; c != nil && c.session == nil {
@@ -757,5 +756,6 @@ func (t *Table) infos(list []Info, r *remote) []Info {
 			i.Hops, i.PathExpiry = c.path.hops(), c.path.expiry()
 		}
 		list = append(list, i)
+	}
 	return list
 }
