@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strings"
 	"time"
 
@@ -55,7 +56,10 @@ func (a *app) addressCommand() *cobra.Command {
 
 func (a *app) resolveCommand() *cobra.Command {
 	return a.jsonFlag(&cobra.Command{
-		Use: "resolve NAME", Short: "Resolve a .loki, .sesh or .snode name and say how", Args: cobra.ExactArgs(1),
+		Use: "resolve NAME", Short: "Resolve a .loki, .sesh or .snode name and say how", Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeRemote,
+		Long: "Print the address that a name stands for, the local addresses that programs reach it by, and each stage of the\n" +
+			"look-up with the time since its start. A registered name is asked of several relays: the majority decides.\n" +
+			"Exit code 4: not ready, or the relays do not agree; 6: there is no such name.",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.client()
 			if err != nil {
@@ -83,7 +87,10 @@ func (a *app) resolveCommand() *cobra.Command {
 func (a *app) pingCommand() *cobra.Command {
 	var count int
 	cmd := a.jsonFlag(&cobra.Command{
-		Use: "ping NAME", Short: "Connect to a name and measure the round trip through its paths", Args: cobra.ExactArgs(1),
+		Use: "ping NAME", Short: "Connect to a name and measure the round trip through its paths", Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeRemote,
+		Long: "Connect to a name, print each stage with the time since the start and the path that was built, and send echo\n" +
+			"requests, one a second. A relay answers them; a service does if its configuration says echo = true.\n" +
+			"Exit code 1: connected, but no answer; 6: it cannot be found.",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.client()
 			if err != nil {
@@ -110,6 +117,24 @@ func (a *app) pingCommand() *cobra.Command {
 	})
 	cmd.Flags().IntVarP(&count, "count", "n", 4, "echo requests to send, one a second")
 	return cmd
+}
+
+// completeRemote offers those that there are sessions with.
+func (a *app) completeRemote(cmd *cobra.Command, args []string, _ string) (list []string, d cobra.ShellCompDirective) {
+	d = cobra.ShellCompDirectiveNoFileComp
+	if len(args) > 0 {
+		return nil, d
+	}
+	s, err := a.status(cmd)
+	if err != nil {
+		return nil, d
+	}
+	for _, x := range s.Sessions {
+		if !slices.Contains(list, x.Remote) {
+			list = append(list, x.Remote)
+		}
+	}
+	return list, d
 }
 
 func (a *app) printStages(stages []control.Stage) {

@@ -82,7 +82,8 @@ type app struct {
 	json   bool
 	out    io.Writer
 	err    io.Writer
-	clock  func() time.Time // nil: time.Now
+	clock  func() time.Time            // nil: time.Now
+	look   func(context.Context) sight // of doctor; nil: lookAround
 }
 
 func (a *app) now() time.Time {
@@ -118,9 +119,10 @@ func (a *app) execute(ctx context.Context, args []string) int {
 
 func (a *app) command() *cobra.Command {
 	root := &cobra.Command{
-		Use:                        "lokinetd",
-		Short:                      "Reach and host .loki sites over onion paths",
-		Long:                       "lokinetd joins a Session Router network, gives this machine a network interface and a\nname server for .loki, .sesh and .snode addresses, and carries IP packets over onion paths.",
+		Use:   "lokinetd",
+		Short: "Reach and host .loki sites over onion paths",
+		Long: "lokinetd joins a Session Router network, gives this machine a network interface and a\nname server for .loki, .sesh and .snode addresses, and carries IP packets over onion paths.\n\n" +
+			"Exit codes of all commands: 0 ok, 1 failure, 2 usage, 3 daemon not running, 4 running but not ready,\n5 permission denied, 6 not found or no path. What --json prints only ever gains fields.",
 		SilenceUsage:               true,
 		SilenceErrors:              true,
 		SuggestionsMinimumDistance: 2,
@@ -133,7 +135,7 @@ func (a *app) command() *cobra.Command {
 	root.AddCommand(
 		a.runCommand(), a.proxyCommand(), a.statusCommand(), a.eventsCommand(), a.addressCommand(), a.resolveCommand(), a.pingCommand(),
 		a.registryCommand(), a.relayCommand(),
-		a.pathCommand(), a.sessionCommand(), a.serviceCommand(), a.keyCommand(), a.configCommand(), a.dnsCommand(), a.cleanupCommand(), a.demoCommand(), a.bugreportCommand(), a.versionCommand(),
+		a.pathCommand(), a.sessionCommand(), a.serviceCommand(), a.keyCommand(), a.configCommand(), a.dnsCommand(), a.cleanupCommand(), a.doctorCommand(), a.demoCommand(), a.bugreportCommand(), a.versionCommand(),
 	)
 	wrapArgs(root)
 	return root
@@ -152,8 +154,11 @@ func wrongArgs(c *cobra.Command, args []string, err error) error {
 }
 
 // wrapArgs makes a wrong number of arguments a usage error for every command,
-// and a missing subcommand too.
+// and a missing subcommand too. Shells complete file names only where an argument is a file.
 func wrapArgs(cmd *cobra.Command) {
+	if cmd.ValidArgsFunction == nil && !strings.Contains(cmd.Use, "FILE") {
+		cmd.ValidArgsFunction = cobra.NoFileCompletions
+	}
 	if check := cmd.Args; check != nil {
 		cmd.Args = func(c *cobra.Command, args []string) error {
 			if err := check(c, args); err != nil {

@@ -18,6 +18,7 @@ func init() {
 	}
 	root := (&app{}).command()
 	root.DisableAutoGenTag = true
+	root.InitDefaultCompletionCmd()
 	h := &doc.GenManHeader{Section: "1", Source: "lokinetd " + os.Args[2], Manual: "lokinetd"}
 	if err := doc.GenManTree(root, h, os.Args[1]); err != nil {
 		fmt.Fprintln(os.Stderr, err)
