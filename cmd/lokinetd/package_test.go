@@ -334,6 +334,13 @@ func testPackage(t *testing.T, w packageWorld) {
 	if out := h.sh("lokinetd dns status"); !strings.Contains(out, "resolver of this host: "+w.method) || !strings.Contains(out, "in effect: yes") {
 		t.Errorf("dns status: %s", out)
 	}
+	doctor := func(wantExit, text string) {
+		t.Helper()
+		if out, _ := h.try("lokinetd doctor; echo exit $?"); !strings.HasSuffix(out, "exit "+wantExit) || !strings.Contains(out, text) {
+			t.Errorf("doctor: no %q, or not exit %s:\n%s", text, wantExit, out)
+		}
+	}
+	doctor("0", "localhost.loki is this machine's address")
 	ordinaryWorks := func(when string) {
 		t.Helper()
 		if out, _ := h.try("getent ahostsv4 www.example.net"); !strings.Contains(out, ordinary) {
@@ -391,6 +398,8 @@ func testPackage(t *testing.T, w packageWorld) {
 			t.Logf("%s: the page after %v", c.what, h.until(page, strings.TrimSpace(demoPage)))
 		} else if out, _ := h.try("systemctl is-active lokinetd"); out != "inactive" {
 			t.Errorf("after a stop the service is %s", out)
+		} else {
+			doctor("3", "systemctl start lokinetd")
 		}
 		if now := h.sh(tun); c.keeps && now != index {
 			t.Errorf("%s: the interface is number %s, and was %s", c.what, now, index)
