@@ -3,6 +3,7 @@ package path
 import (
 	"errors"
 	"net/netip"
+	"slices"
 	"time"
 
 	"lokinetd/router/key"
@@ -151,10 +152,12 @@ func (c *chooser) anyEdge(ok func(*netdb.RelayContact) bool) (edge, bool) {
 	return fit[random(len(fit))], true
 }
 
-// draw draws one of the relays that pass ok, uniformly among those of which the pool has no path if there are any; nil: none passes.
+// draw draws one of the relays that pass ok, uniformly among those that are no edges and of which the pool has no path if there are any; nil: none passes.
 func (c *chooser) draw(ok func(*netdb.RelayContact) bool) *netdb.RelayContact {
-	drawn := c.store.Random(1, func(r *netdb.RelayContact) bool { return c.used[r.ID] == 0 && ok(r) })
-	if len(drawn) == 0 && len(c.used) > 0 {
+	drawn := c.store.Random(1, func(r *netdb.RelayContact) bool {
+		return c.used[r.ID] == 0 && ok(r) && !slices.ContainsFunc(c.edges, func(e edge) bool { return e.contact.ID == r.ID })
+	})
+	if len(drawn) == 0 {
 		drawn = c.store.Random(1, ok)
 	}
 	if len(drawn) == 0 {

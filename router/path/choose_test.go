@@ -135,8 +135,9 @@ func TestInboundChoice(t *testing.T) {
 		err    error
 	}{
 		{"not where all edges are", 24, []string{"a1", "a2"}, []string{"a1", "a2", "a3", "b1", "c1"}, 2, nil, []string{"b1", "c1"}, nil},
-		{"edges in two networks", 24, []string{"a1", "b1"}, []string{"a1", "b1", "c1"}, 3, nil, []string{"a1", "b1", "c1"}, nil},
-		{"networks may be shared", 0, []string{"a1"}, []string{"a1", "a2"}, 2, nil, []string{"a1", "a2"}, nil},
+		{"edges in two networks", 24, []string{"a1", "b1"}, []string{"a1", "b1", "c1"}, 3, nil, []string{"c1"}, nil},
+		{"at an edge when there is no other", 24, []string{"a1", "b1"}, []string{"a1", "b1"}, 2, nil, []string{"a1", "b1"}, nil},
+		{"networks may be shared", 0, []string{"a1"}, []string{"a1", "a2"}, 2, nil, []string{"a2"}, nil},
 		{"one path a pivot", 24, []string{"a1", "b1"}, []string{"a1", "b1", "c1", "d1"}, 2, map[string]int{"c1": 1, "a1": 1, "b1": 1}, []string{"d1"}, nil},
 		{"the least used when there is no other", 24, []string{"a1"}, []string{"a1", "b1", "c1"}, 2, map[string]int{"b1": 3, "c1": 2}, []string{"c1"}, nil},
 		{"one hop", 24, []string{"a1"}, []string{"a1", "b1"}, 1, map[string]int{"a1": 4}, []string{"a1"}, nil},

@@ -73,7 +73,8 @@ type Client struct {
 	connected bool
 	edges     map[key.Public]Link // the latest connection to each
 	links     map[Link]key.Public // all connections
-	paths     map[ID]*Path        // by edge id: those that carry
+	paces     map[Link]*pace
+	paths     map[ID]*Path // by edge id: those that carry
 	pools     map[*Pool]struct{}
 	dropped   []time.Time // when edges were given up, of late
 }
@@ -90,7 +91,7 @@ func NewClient(c ClientConfig) *Client {
 	cl := &Client{
 		opt: c.Options, store: c.Store, connect: c.Connect, disconnect: c.Disconnect, log: c.Log,
 		strict: keySet(c.StrictEdges), black: keySet(c.Blacklist), profile: profile{on: c.Profiling}, basis: time.Now(),
-		edges: make(map[key.Public]Link), links: make(map[Link]key.Public),
+		edges: make(map[key.Public]Link), links: make(map[Link]key.Public), paces: make(map[Link]*pace),
 		paths: make(map[ID]*Path), pools: make(map[*Pool]struct{}),
 	}
 	cl.asked.Store(-int64(time.Hour))
@@ -138,7 +139,7 @@ func (c *Client) start(f func()) bool {
 // old ones stay with theirs.
 func (c *Client) EdgeUp(id key.Public, l Link) {
 	c.mu.Lock()
-	c.edges[id], c.links[l] = l, id
+	c.edges[id], c.links[l], c.paces[l] = l, id, new(pace)
 	before := c.connected
 	// Not sooner, or the fastest edges would carry everything (section 6.2).
 	if 3*len(c.edges) >= 2*c.edgesWanted() {
@@ -164,6 +165,7 @@ func (c *Client) EdgeDown(l Link) {
 		return
 	}
 	delete(c.links, l)
+	delete(c.paces, l)
 	if c.edges[id] == l {
 		delete(c.edges, id)
 		for other, otherID := range c.links {
@@ -241,6 +243,28 @@ func (c *Client) allPools() []*Pool {
 		pools = append(pools, p)
 	}
 	return pools
+}
+
+// begin notes that a build begins over an edge; false: it has to wait, others are before it. first: the pool has no path.
+func (c *Client) begin(l Link, first bool, now time.Time) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p := c.paces[l]
+	if p == nil || !p.ready(now, first) {
+		return false
+	}
+	p.rate.spent++
+	p.waiting++
+	return true
+}
+
+// ended notes that a build over an edge is answered, or will not be.
+func (c *Client) ended(l Link) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if p := c.paces[l]; p != nil {
+		p.waiting--
+	}
 }
 
 // chooser gives the world for a choice of relays; false while no builds may happen.

@@ -66,13 +66,35 @@ type bucket struct {
 
 // take takes one token of a bucket of rate tokens a second and burstSeconds times as many at most.
 func (b *bucket) take(now time.Time, rate int) bool {
-	if since := now.Sub(b.last).Seconds(); since > 0 {
-		b.spent = max(0, b.spent-since*float64(rate))
-		b.last = now
-	}
+	b.fill(now, rate)
 	if b.spent+1 > float64(rate*burstSeconds) {
 		return false
 	}
 	b.spent++
 	return true
+}
+
+func (b *bucket) fill(now time.Time, rate int) {
+	if since := now.Sub(b.last).Seconds(); since > 0 {
+		b.spent = max(0, b.spent-since*float64(rate))
+		b.last = now
+	}
+}
+
+// pace keeps a client's builds over one edge within nine tenths of what relays allow a client's connection by default: more would be refused there, and begun again here. It
+// is under Client.mu.
+type pace struct {
+	rate    bucket
+	waiting int // for their answers
+}
+
+// ready says whether one more build may begin; half of it all is for pools that have no path.
+func (p *pace) ready(now time.Time, first bool) bool {
+	l := Limits{}.withDefaults()
+	p.rate.fill(now, l.BuildRate)
+	share := 0.9
+	if !first {
+		share /= 2
+	}
+	return float64(p.waiting+1) <= share*float64(l.ClientBuild) && p.rate.spent+1 <= share*float64(l.BuildRate*burstSeconds)
 }

@@ -333,7 +333,7 @@ func backoff(failures int) time.Duration {
 	return time.Duration(1+failures-3) * time.Second
 }
 
-// build begins the builds that are due. missing is a relay that a path of one hop ends at and that there is no connection to.
+// build begins the builds that are due and that edges have room for; others wait for the next tick. missing is a relay that a path of one hop ends at and that there is no connection to.
 func (p *Pool) build(now time.Time) (missing key.Public) {
 	if p.failures > 0 && now.Before(p.failed.Add(backoff(p.failures))) {
 		return missing
@@ -351,8 +351,12 @@ func (p *Pool) build(now time.Time) (missing key.Public) {
 			p.client.profile.fellSilent(path.relays, path.began, now)
 		}
 	}
-	for range needed {
+	first := !slices.ContainsFunc(p.paths, func(path *Path) bool { return path.state.Load() != pathRetired })
+	for begun, edges := 0, len(ch.edges); begun < needed; {
 		path, err := p.plan(&ch, intros, now)
+		if err != nil && len(ch.edges) < edges {
+			return missing
+		}
 		if err != nil && ch.wary { // rather over relays that may be dead than not at all
 			ch.wary = false
 			path, err = p.plan(&ch, intros, now)
@@ -367,6 +371,11 @@ func (p *Pool) build(now time.Time) (missing key.Public) {
 			}
 			return missing
 		}
+		if !p.client.begin(path.link, first && begun == 0, now) {
+			ch.edges = slices.DeleteFunc(ch.edges, func(e edge) bool { return e.link == path.link })
+			continue
+		}
+		begun++
 		path.began = now
 		path.gone, path.end = context.WithCancel(p.ctx)
 		p.paths = append(p.paths, path)
@@ -478,7 +487,7 @@ func (p *Pool) plan(ch *chooser, intros []netdb.Intro, now time.Time) (*Path, er
 }
 
 // introduce chooses the introduction that a new path goes to: a random one of the relays with the fewest paths of ours, and there the longest lasting. Among those, relays
-// that did not answer lately come last.
+// that did not answer lately come last, then those in the middle of another path of ours.
 func (p *Pool) introduce(ch *chooser, intros []netdb.Intro) netdb.Intro {
 	ours := make(map[key.Public]int)
 	for _, path := range p.paths {
@@ -498,10 +507,14 @@ func (p *Pool) introduce(ch *chooser, intros []netdb.Intro) netdb.Intro {
 		}
 	}
 	worth := func(id key.Public) int {
+		n := 4 * ours[id]
 		if ch.bad(id, allowHop) {
-			return 2*ours[id] + 1
+			n += 2
 		}
-		return 2 * ours[id]
+		if ch.used[id] > 0 {
+			n++
+		}
+		return n
 	}
 	least := worth(slices.MinFunc(relays, func(a, b key.Public) int { return worth(a) - worth(b) }))
 	relays = slices.DeleteFunc(relays, func(id key.Public) bool { return worth(id) > least })
@@ -513,6 +526,7 @@ func (c *Client) lead() time.Duration { return max(c.opt.MinExpiry, 10*time.Seco
 
 // attempt builds a path (protocol 3 section 2.5) and waits for the answer.
 func (p *Pool) attempt(path *Path) {
+	defer p.client.ended(path.link)
 	ctx, cancel := context.WithTimeout(path.gone, requestTimeout)
 	defer cancel()
 	err := path.request(ctx)

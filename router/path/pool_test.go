@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"maps"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -381,6 +382,118 @@ func TestSuspect(t *testing.T) {
 		}
 		if s := c.Stats(); s.PathsExamined == 0 {
 			t.Error("not counted")
+		}
+	})
+}
+
+// TestSilentEdge: an edge that says nothing any more is given up with all its paths as soon as one of them is examined, a second later, if others are heard; but no more of
+// them within a time than there should be, or who can stop connections chooses our edges.
+func TestSilentEdge(t *testing.T) {
+	world(t, 12, DefaultOptions(), func(t *testing.T, n *simNet, c *simClient) {
+		var closed []Link
+		c.disconnect = func(l Link) { closed = append(closed, l) }
+		w := newWatcher(t)
+		pool := c.NewPool(PoolConfig{Kind: Inbound, Hops: 3, Want: 8, Owner: w})
+		n.run(7*time.Second, []*simClient{c}, nil)
+		edge := n.byID[pool.Paths(time.Now())[0].relays[0]]
+		through := 0
+		for _, p := range pool.Paths(time.Now()) {
+			if p.relays[0] == edge.id {
+				through++
+			}
+		}
+		link := Link(c.links[edge.id])
+		edge.setSilent(true)
+		pool.Paths(time.Now())[0].Suspect()
+		n.run(time.Second, []*simClient{c}, nil)
+		if _, downs, _ := w.counts(); downs[EdgeLost] != through {
+			t.Errorf("%v; %d were over the edge", downs, through)
+		}
+		if len(closed) != 1 || closed[0] != link || c.Stats().EdgesDropped != 1 {
+			t.Errorf("%d connections closed", len(closed))
+		}
+		for range 20 {
+			r := n.byID[c.MoreEdges(0, func(id key.Public) bool { return c.links[id] != nil })[0].ID]
+			r.setSilent(false)
+			c.dial(r)
+			n.run(time.Second, []*simClient{c}, nil)
+			r.setSilent(true)
+			for _, p := range pool.Paths(time.Now()) {
+				p.Suspect()
+			}
+			n.run(2*time.Second, []*simClient{c}, nil)
+			if len(c.MoreEdges(0, nil)) == 0 {
+				break
+			}
+		}
+		if got := c.Stats().EdgesDropped; got != uint64(c.opt.Edges) {
+			t.Errorf("%d edges were given up in a minute", got)
+		}
+	})
+}
+
+// TestStandby: no relay is in most paths of a pool, so that its death leaves others.
+func TestStandby(t *testing.T) {
+	for range 10 {
+		world(t, 12, DefaultOptions(), func(t *testing.T, n *simNet, c *simClient) {
+			for _, kind := range []Kind{Inbound, Aligned} {
+				want := map[Kind]int{Inbound: 4, Aligned: 2}[kind]
+				pool := c.NewPool(PoolConfig{Kind: kind, Hops: 3, Want: want, Owner: newWatcher(t)})
+				var intros []netdb.Intro
+				for i, r := range n.relays[4:8] {
+					intros = append(intros, netdb.Intro{Expiry: time.Now().Add(20 * time.Minute), Relay: r.id, Hop: fillID(byte(i + 1))})
+				}
+				pool.SetIntros(intros)
+				n.run(time.Second, []*simClient{c}, nil)
+				used, edges := make(map[key.Public]int), make(map[key.Public]bool)
+				for _, p := range pool.Paths(time.Now()) {
+					edges[p.relays[0]] = true
+					for _, id := range p.relays {
+						used[id]++
+					}
+				}
+				if len(edges) != want || slices.Max(slices.Collect(maps.Values(used))) > want/2 {
+					t.Errorf("%v: %d edges, relays in %v paths", kind, len(edges), slices.Sorted(maps.Values(used)))
+				}
+			}
+		})
+	}
+}
+
+// TestPace: many pools at once get their paths as fast as the relays allow one client, and no build is refused; each has one before most have two.
+func TestPace(t *testing.T) {
+	world(t, 12, DefaultOptions(), func(t *testing.T, n *simNet, c *simClient) {
+		var pools []*Pool
+		for range 1000 {
+			pool := c.NewPool(PoolConfig{Kind: Aligned, Hops: 3, Want: 2, Owner: newWatcher(t)})
+			pool.SetIntros([]netdb.Intro{{Expiry: time.Now().Add(20 * time.Minute), Relay: n.relays[5].id, Hop: fillID(1)}, {Expiry: time.Now().Add(20 * time.Minute), Relay: n.relays[6].id, Hop: fillID(2)}})
+			pools = append(pools, pool)
+		}
+		start, first, all := time.Now(), time.Duration(0), time.Duration(0)
+		n.run(30*time.Second, []*simClient{c}, func(now time.Time) {
+			one, two := 0, 0
+			for _, p := range pools {
+				if k := len(p.Paths(now)); k > 0 {
+					one++
+					if k == 2 {
+						two++
+					}
+				}
+			}
+			if one == len(pools) && first == 0 {
+				first = now.Sub(start)
+			}
+			if two == len(pools) && all == 0 {
+				all = now.Sub(start)
+			}
+		})
+		// Four edges take 720 builds at once and 80 a second.
+		s := c.Stats()
+		if s.BuildsRefused != 0 || s.BuildsUp < 2000 || s.Builds != s.BuildsUp {
+			t.Errorf("%+v", s)
+		}
+		if first == 0 || first > 10*time.Second || all == 0 || all > 25*time.Second {
+			t.Errorf("all had one path after %v, two after %v", first, all)
 		}
 	})
 }
