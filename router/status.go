@@ -163,7 +163,9 @@ func (h *host) clientStatus(s *control.Status, now time.Time) {
 	}
 	s.Tun = &control.Tun{Name: h.device.Name(), MTU: 1280, IPv6: h.device.NoIPv6() == ""}
 	if d, ok := h.device.(interface{ NoFilter() string }); ok {
-		s.Tun.NoFirewall = d.NoFilter()
+		if s.Tun.NoFirewall = d.NoFilter(); s.Tun.NoFirewall != "" {
+			s.Warnings = append(s.Warnings, "no firewall table, only routes, keeps packets for our addresses from leaving another way: "+s.Tun.NoFirewall)
+		}
 	}
 	if h.dns != nil {
 		s.DNS = h.dnsStatus()
