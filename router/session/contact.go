@@ -22,7 +22,8 @@ const (
 	seekSpacing  = time.Second // after a success
 	seekSlow     = 2 * time.Second
 	seekRounds   = 3
-	missingVotes = 3 // locations that have nothing: the last one gets lastChance to have something
+	seekAtOnce   = 32 // look-ups under way: four requests each, and a relay passes on 256 of one client at a time
+	missingVotes = 3  // locations that have nothing: the last one gets lastChance to have something
 	lastChance   = time.Second
 )
 
@@ -86,7 +87,7 @@ func (t *Table) tendContacts(now time.Time) {
 // seek starts a look-up unless one is on its way, or it is too early, or there is no path for it. One that takes long may be waiting for paths that are dead, so
 // another one begins beside it.
 func (t *Table) seek(e *contact, now time.Time) {
-	if e.rounds > 0 && now.Sub(e.began) < seekSlow || e.rounds >= seekRounds || now.Before(e.next) || t.closed {
+	if e.rounds > 0 && now.Sub(e.began) < seekSlow || e.rounds >= seekRounds || now.Before(e.next) || t.seeking >= seekAtOnce || t.closed {
 		return
 	}
 	paths := t.entrance.paths(now)
@@ -103,6 +104,7 @@ func (t *Table) seek(e *contact, now time.Time) {
 	}
 	paths = shuffled(paths, netdb.Locations)
 	e.rounds++
+	t.seeking++
 	e.began = now
 	t.count.Lookups.Add(1)
 	t.wg.Go(func() {
@@ -113,8 +115,20 @@ func (t *Table) seek(e *contact, now time.Time) {
 		t.sought(e, good, missing)
 		t.lock()
 		e.rounds--
+		if t.seeking--; t.seeking == seekAtOnce-1 { // others may be waiting for their turn
+			t.seekAll(time.Now())
+		}
 		t.unlock()
 	})
+}
+
+// seekAll looks up whatever contact is missing.
+func (t *Table) seekAll(now time.Time) {
+	for _, e := range t.contacts {
+		if e.cc == nil && t.wanted(e) {
+			t.seek(e, now)
+		}
+	}
 }
 
 // askAll asks the locations, the first over the first path and so on, and says whether one had the contact, and whether one has none. When all but one have none, it
@@ -278,11 +292,7 @@ func (o entranceOwner) changed() {
 	}
 	t.later(t.c.Inbounds)
 	t.tendPublication(now)
-	for _, e := range t.contacts {
-		if e.cc == nil && t.wanted(e) {
-			t.seek(e, now)
-		}
-	}
+	t.seekAll(now)
 }
 
 func (o entranceOwner) datagram(via carrier, b *packet.Buffer) { o.t.datagram(via, b) }

@@ -186,6 +186,41 @@ func TestPublishFails(t *testing.T) {
 	})
 }
 
+// TestPublishLost: a location that fails for minutes does not keep us from saying that a path is lost; nor does one that is told over a path that dies under it.
+func TestPublishLost(t *testing.T) {
+	inBubble(t, func(t *testing.T, f *fabric) {
+		f.refuse = func(method string, n int) error {
+			if method == netdb.MethodPublishCC && n == 1 {
+				return &netdb.ReplyStatus{Text: netdb.StatusError}
+			}
+			return nil
+		}
+		a := f.client(alice, nil)
+		f.run(3 * time.Minute)
+		dead := a.pools[0].all()[1]
+		dead.kill(true)
+		f.run(time.Second)
+		if cc := f.published(a, 0); slices.ContainsFunc(cc.Intros, func(i netdb.Intro) bool { return i.Hop == dead.end }) {
+			t.Error("the lost path is still published")
+		}
+
+		f.refuse = nil
+		f.run(3 * time.Minute)
+		for _, p := range a.pools[0].all() {
+			p.blind(true)
+		}
+		a.table.SetContact(netdb.FlagIPv6, nil)
+		f.run(time.Second)
+		for _, p := range a.pools[0].all() {
+			p.kill(true)
+		}
+		f.run(12 * time.Second)
+		if p := a.table.Publication(); p.Locations != netdb.Locations {
+			t.Errorf("%+v", p)
+		}
+	})
+}
+
 // TestPush: who called is told of a new contact, and goes on without a look-up.
 func TestPush(t *testing.T) {
 	inBubble(t, func(t *testing.T, f *fabric) {

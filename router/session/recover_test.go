@@ -277,6 +277,73 @@ func TestRemotePathLost(t *testing.T) {
 	})
 }
 
+// TestSwitchLost: we go over to another path, and the remote does not learn of it, for its path that we meet there is dead. We hear it all the time, over the former path, and notice.
+func TestSwitchLost(t *testing.T) {
+	inBubble(t, func(t *testing.T, f *fabric) {
+		a, b := f.settled()
+		paths := a.outbound().all()
+		now := a.outbound().current(time.Now()).(*fakePath)
+		other := paths[0]
+		if other == now {
+			other = paths[1]
+		}
+		f.mu.Lock()
+		there := f.ends[other.peer]
+		f.mu.Unlock()
+		there.blind(true)
+		a.table.lock()
+		c := a.table.remotes[b.addr()].call
+		c.detour = other
+		a.table.move(c, other)
+		a.table.sendSwitch(c, time.Now())
+		a.table.unlock()
+		start, at := time.Now(), time.Duration(0)
+		for range 40 {
+			b.send(a, "news")
+			f.run(150 * time.Millisecond)
+			a.send(b, "?x")
+			f.run(100 * time.Millisecond)
+			for _, s := range a.take() {
+				if s == "!x" && at == 0 {
+					at = time.Since(start)
+				}
+			}
+		}
+		if at == 0 || at > 3*time.Second {
+			t.Errorf("an answer after %v", at)
+		}
+	})
+}
+
+// TestTheirsSilent: both have called, we send on the remote's session, and the way of that one dies: we send on ours.
+func TestTheirsSilent(t *testing.T) {
+	inBubble(t, func(t *testing.T, f *fabric) {
+		a, b := f.pair()
+		a.echo, b.echo = true, true
+		for range 20 {
+			a.send(b, "?a")
+			b.send(a, "?b")
+			f.run(250 * time.Millisecond)
+		}
+		caller, other := a, b
+		if a.caller(b) == b {
+			caller, other = b, a
+		}
+		for _, p := range caller.outbound().all() {
+			p.blind(true)
+		}
+		other.take()
+		start := time.Now()
+		f.wait(6*time.Second, "an answer", func() bool {
+			other.send(caller, "?x")
+			return slices.Contains(other.take(), "!x")
+		})
+		if d := time.Since(start); d > 3*time.Second {
+			t.Errorf("took %v", d)
+		}
+	})
+}
+
 func (n *node) contactOf(o *node) *netdb.ClientContact {
 	n.table.lock()
 	defer n.table.unlock()

@@ -133,6 +133,7 @@ type Table struct {
 	oldInits replay              // the nonces of the 1.0 inits that were answered
 	calls    int
 	contacts map[key.Public]*contact
+	seeking  int  // look-ups under way
 	entrance pool // a client's inbound paths; never changes
 	publish  publisher
 

@@ -239,6 +239,33 @@ func TestIdle(t *testing.T) {
 	})
 }
 
+// TestSeekAtOnce: a thousand calls at once look up their contacts a few at a time, each once, and all at the rate that the answers come.
+func TestSeekAtOnce(t *testing.T) {
+	inBubble(t, func(t *testing.T, f *fabric) {
+		a := f.client(alice, nil)
+		f.run(4 * time.Second)
+		under, most := 0, 0
+		f.refuse = func(method string, _ int) error {
+			if method == netdb.MethodFindCC {
+				under++
+			}
+			return nil
+		}
+		const calls = 1000
+		for range calls {
+			go a.table.Connect(t.Context(), key.Address{Key: key.Generate().Public()})
+		}
+		for range 100 {
+			under = 0
+			f.run(2 * f.latency)
+			most = max(most, under)
+		}
+		if s := a.table.Stats(); s.Lookups != calls || most > 3*netdb.Locations*seekAtOnce {
+			t.Errorf("%d look-ups, up to %d requests in a round trip", s.Lookups, most)
+		}
+	})
+}
+
 func TestClose(t *testing.T) {
 	inBubble(t, func(t *testing.T, f *fabric) {
 		a, b := f.settled()
