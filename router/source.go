@@ -137,6 +137,9 @@ func direction(i session.Info) string {
 }
 
 func (s source) Services(ctx context.Context, a key.Address) ([]dns.SRV, error) {
+	if a.Kind == key.Relay { // whose contact has none
+		return nil, dns.ErrNotExist
+	}
 	for _, e := range s.h.endpoints {
 		if service := e.service.Load(); service != nil && e.Address() == a { // a service of this host: its records need no path
 			return answers(records(*service, a.Key)), nil

@@ -45,6 +45,9 @@ func TestServiceRecords(t *testing.T) {
 	he := &hostEndpoint{Endpoint: &Endpoint{Config: EndpointConfig{Secret: secret}}}
 	h := &host{}
 	h.served.Store(&[]*hostEndpoint{he})
+	if _, err := (source{h}).Services(context.Background(), key.Address{Key: secret.Public(), Kind: key.Relay}); err != dns.ErrNotExist {
+		t.Errorf("of a relay: %v", err)
+	}
 	for _, port := range []uint16{80, 8080} {
 		he.service.Store(&config.Service{SRV: []config.SRV{{Service: "_http._tcp", Port: port}}})
 		got, err := source{h}.Services(context.Background(), he.Address())
