@@ -6,7 +6,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := build
-.PHONY: build test check demo env fuzz fuzz-long bench bench-go bench-net soak deb mutants clean help FORCE
+.PHONY: build test check demo env fuzz fuzz-long bench bench-go bench-net soak deb browser mutants clean help FORCE
 
 FUZZTIME ?= 10s
 PKG ?= ./...
@@ -84,6 +84,9 @@ deb: .cache/env ## the Debian package, build/lokinetd_*.deb, of the files as the
 	export GOPATH GOMODCACHE GOCACHE; unset GOFLAGS GOTOOLCHAIN; cd build/deb/lokinetd && dpkg-buildpackage -b -us -uc
 	@mv build/deb/*.deb build/ && rm -rf build/deb
 	@ls -l build/*.deb
+
+browser: ## a .loki page in Chromium, by a user without root and without a TUN: build/browser.png (as root; installs Chromium)
+	@.ci/browser
 
 mutants: ## take one protocol constant or defence away at a time in a copy; a test must notice, of constants one against foreign code (a table on stdout)
 	@.ci/mutants
