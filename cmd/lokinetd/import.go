@@ -98,7 +98,10 @@ func (a *app) importConfig(name, out, keys string) error {
 	}
 	a.checkBootstraps(im.Config)
 	if copied != "" {
-		if err := errors.Join(identity.Save(copied), handOver(copied, keys)); err != nil {
+		if err := identity.Save(copied); err != nil {
+			return err
+		}
+		if err := handOver(copied, keys); err != nil {
 			return err
 		}
 	}
