@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"net"
@@ -253,6 +254,37 @@ func (h *debian) put(from, to string) {
 	h.write(to, string(raw))
 }
 
+// browse has Chromium open a page by the container's resolver and interface: it runs beside the container, in the same network, with the container's resolv.conf.
+func (h *debian) browse(page string) {
+	h.t.Helper()
+	chromium, err := exec.LookPath("chromium")
+	if err != nil && os.Getenv("LOKINETD_BROWSER") != "" {
+		h.t.Error(err)
+	}
+	if err != nil {
+		h.t.Log("no browser was tried: there is no chromium")
+		return
+	}
+	h.in(h.node, "rm -f /etc/resolv.conf; cat >/etc/resolv.conf <<END\n"+h.sh("cat /etc/resolv.conf")+"\nEND")
+	dir := h.t.TempDir()
+	browse := []string{"timeout", "60", chromium, "--headless=new", "--no-sandbox", "--disable-gpu", "--user-data-dir=" + filepath.Join(dir, "profile")}
+	var said bytes.Buffer
+	dom := h.node.Command(append(browse, "--dump-dom", page)...)
+	dom.Stderr = &said
+	if out, err := dom.Output(); err != nil || !strings.Contains(string(out), strings.TrimSpace(demoPage)) {
+		h.t.Errorf("chromium: %v: %s%s", err, out, said.String())
+	}
+	if to := os.Getenv("LOKINETD_SCREENSHOT"); to != "" { // for people
+		shot := filepath.Join(dir, "page.png")
+		out, err := h.node.Command(append(browse, "--hide-scrollbars", "--window-size=800,300", "--screenshot="+shot, page)...).CombinedOutput()
+		raw, rerr := os.ReadFile(shot)
+		if err != nil || rerr != nil {
+			h.t.Errorf("chromium: %v: %s", err, out)
+		}
+		h.must(os.WriteFile(to, raw, 0o644))
+	}
+}
+
 // TestPackage does with the package what an owner of a Debian 12 does, from its installation to its purge. LOKINETD_DEB is the package.
 func TestPackage(t *testing.T) { testPackage(t, packageWorld{method: "resolved"}) }
 
@@ -341,6 +373,7 @@ func testPackage(t *testing.T, w packageWorld) {
 		}
 	}
 	doctor("0", "localhost.loki is this machine's address")
+	h.browse("http://" + address + "/")
 	ordinaryWorks := func(when string) {
 		t.Helper()
 		if out, _ := h.try("getent ahostsv4 www.example.net"); !strings.Contains(out, ordinary) {
@@ -378,6 +411,14 @@ func testPackage(t *testing.T, w packageWorld) {
 			t.Logf("%s: the resolver elsewhere was asked for %d names of ours", what, len(names))
 		}
 	}
+	// The watchdog's time is that of the test; the daemon stands still until systemd has had enough.
+	const hang = `mkdir -p /run/systemd/system/lokinetd.service.d
+printf '[Service]\nWatchdogSec=2\n' >/run/systemd/system/lokinetd.service.d/test.conf
+systemctl daemon-reload; systemctl restart lokinetd
+pid=$(systemctl show -P MainPID lokinetd); kill -STOP $pid
+for i in $(seq 100); do sleep 0.1; now=$(systemctl show -P MainPID lokinetd); [ $now = $pid ] || [ $now = 0 ] || break; done
+[ $now != $pid ] && journalctl -u lokinetd --no-pager | grep -q 'Watchdog timeout'
+rm -r /run/systemd/system/lokinetd.service.d; systemctl daemon-reload`
 	const tun = "ip -o link show lokinet0 | cut -d: -f1"
 	for _, c := range []struct {
 		what, do    string
@@ -385,6 +426,7 @@ func testPackage(t *testing.T, w packageWorld) {
 	}{
 		{"kill -9", "kill -9 $(systemctl show -P MainPID lokinetd); sleep 1", true, true},
 		{"restart", "systemctl restart lokinetd", true, true},
+		{"hang", hang, true, true},
 		{"stop", "systemctl stop lokinetd; sleep 3", false, false},
 		{"start", "systemctl start lokinetd", true, false},
 	} {
