@@ -37,13 +37,13 @@ func (a *app) bugreportCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, cancel := context.WithTimeout(cmd.Context(), reportTime)
 			defer cancel()
-			return a.bugreport(ctx, cmd.Root())
+			return a.bugreport(ctx)
 		},
 	}
 }
 
 // bugreport collects the report and makes one pass over all of it at the end, so that no part can forget to.
-func (a *app) bugreport(ctx context.Context, root *cobra.Command) error {
+func (a *app) bugreport(ctx context.Context) error {
 	var b bytes.Buffer
 	r := newRedactor()
 	part := func(name string) { fmt.Fprintf(&b, "\n== %s\n", name) }
@@ -62,7 +62,7 @@ func (a *app) bugreport(ctx context.Context, root *cobra.Command) error {
 	c, err := a.reportedConfig(r)
 	var wrong config.Errors
 	switch {
-	case errors.As(err, &wrong): // what is wrong is said with the value that is
+	case errors.As(err, &wrong):
 		for _, e := range wrong {
 			fmt.Fprintf(&b, "line %d is wrong: %s (lokinetd config check says why)\n", e.Line, e.Key)
 		}
@@ -84,7 +84,7 @@ func (a *app) bugreport(ctx context.Context, root *cobra.Command) error {
 		fmt.Fprintf(&b, "%v\n", err)
 	}
 
-	if cmd, _, err := root.Find([]string{"doctor"}); err == nil && cmd.Name() == "doctor" {
+	if c != nil { // what is wrong with a configuration is said with the value that is
 		part("doctor")
 		again := &app{config: a.config, socket: a.socket, out: &b, err: &b, clock: a.clock}
 		fmt.Fprintf(&b, "exit code %d\n", again.execute(ctx, []string{"doctor", "--config", a.config, "--socket", a.socket}))
@@ -105,9 +105,13 @@ func (a *app) reportedConfig(r *redactor) (*config.Config, error) {
 	for _, s := range c.Service {
 		r.word("service", s.Name)
 	}
-	for _, path := range []string{c.DataDir, c.Network.File, c.Control.Socket} {
-		if base := config.Default(); path != base.DataDir && path != base.Control.Socket {
-			r.word("path", path)
+	base := config.Default()
+	for _, x := range []struct{ kind, is, usually string }{
+		{"path", c.DataDir, base.DataDir}, {"path", c.Network.File, ""}, {"path", c.Control.Socket, base.Control.Socket},
+		{"group", c.Control.Group, base.Control.Group}, {"interface", c.TUN.Name, base.TUN.Name},
+	} {
+		if x.is != x.usually {
+			r.word(x.kind, x.is)
 		}
 	}
 	return c, nil

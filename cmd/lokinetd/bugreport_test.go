@@ -213,6 +213,7 @@ func TestRedact(t *testing.T) {
 		{"dial udp 192.0.2.1:1190->198.51.100.1:5: i/o timeout", "dial udp public-ip-1:1190->public-ip-2:5: i/o timeout"},
 		{"ask 192.0.2.1, 10.1.2.3 or fe80::1%eth0.", "ask public-ip-1, private-ip-1 or private-ip-2."},
 		{"open /home/bob/x.key: permission denied; see /etc/lokinetd/lokinetd.toml", "open path-1: permission denied; see /etc/lokinetd/lokinetd.toml"},
+		{"who is " + short(a) + " or " + short(b) + "?", "who is name-1 or name-2?"},
 		{"IT IS " + strings.ToUpper(a), "IT IS name-1"},
 	} {
 		if got := r.text(c[0]); got != c[1] {

@@ -49,6 +49,10 @@ func (r *redactor) alias(kind, what string) string {
 	r.counts[kind]++
 	a := fmt.Sprintf("%s-%d", kind, r.counts[kind])
 	r.aliases[id] = a
+	if begin := short(id); base32zKey.MatchString(id) && r.aliases[begin] == "" { // as people are shown them
+		r.aliases[begin] = a
+		r.addWord(begin)
+	}
 	return a
 }
 
@@ -58,6 +62,10 @@ func (r *redactor) word(kind, what string) {
 		return
 	}
 	r.alias(kind, what)
+	r.addWord(what)
+}
+
+func (r *redactor) addWord(what string) {
 	r.words = append(r.words, what)
 	slices.SortFunc(r.words, func(a, b string) int { return cmp.Or(len(b)-len(a), strings.Compare(a, b)) })
 }
