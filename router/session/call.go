@@ -39,7 +39,7 @@ const (
 //	                ^---------^------------/
 //
 // It has no state of its own: drive looks at what is there and does what comes next, whenever something changed and at every tick. It ends when it has no session
-// any more and nobody has asked for one for 30 s, at session_close, and when the remote turns out not to exist.
+// any more and nobody has asked for one for 28 s, at session_close, and when the remote turns out not to exist.
 type call struct {
 	r     *remote
 	since time.Time
@@ -183,7 +183,7 @@ func (t *Table) hangUp(c *call) {
 // drive does what a call needs next.
 func (t *Table) drive(c *call, now time.Time) {
 	r := c.r
-	if c.session == nil && len(r.queue) == 0 && len(r.waiters) == 0 && now.Sub(c.used) > idleTime {
+	if c.session == nil && len(r.queue) == 0 && len(r.waiters) == 0 && now.Sub(c.used) > idleCalled {
 		t.hangUp(c)
 		return
 	}

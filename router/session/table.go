@@ -20,6 +20,7 @@ import (
 
 const (
 	idleTime   = 30 * time.Second // a session without a message either way ends, without a word (protocol 4 section 3.8)
+	idleCalled = 28 * time.Second // the same of one that we called for: before the remote forgets it, which would leave us without an answer
 	queueLimit = 30               // packets that wait for a session
 	queueTime  = 10 * time.Second // one that waited longer is given back
 	unsureWait = time.Second      // how long we wait for the first message of a remote that called before we send to it
@@ -288,7 +289,11 @@ func (t *Table) tend(r *remote, now time.Time) {
 		if s.outbound || s.sure.Load() {
 			last = max(last, s.said.Load())
 		}
-		if t.at(now)-last > int64(idleTime) {
+		idle := idleTime
+		if s.outbound {
+			idle = idleCalled
+		}
+		if t.at(now)-last > int64(idle) {
 			t.log.Debug("session idle", "remote", r.addr, "called", s.outbound)
 			t.remove(s, now)
 		}

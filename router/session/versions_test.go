@@ -276,7 +276,7 @@ func TestDowngrade(t *testing.T) {
 			return false
 		}
 		a.send(b, "?x")
-		f.run(time.Second)
+		f.run(initWait / 2) // before the second init
 		if late == nil {
 			t.Fatal("no accept")
 		}

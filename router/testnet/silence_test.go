@@ -35,8 +35,8 @@ func routes(a, b *Host) (all [][]key.Public) {
 // short, whether the relay is on one or on all of the ways that there are, and nothing is lost.
 func TestSilentDeath(t *testing.T) {
 	const one, more = "the way in use", "others or all of the ways too"
-	// The longest time between two answers, in which it is usually one second. What is typical is logged: 3 s and 4 s.
-	limit := map[string]time.Duration{one: 6 * time.Second, more: 20 * time.Second}
+	// The longest time between two answers, in which it is usually one second. What is typical is logged: 2 s and 3 s.
+	limit := map[string]time.Duration{one: 6 * time.Second, more: 10 * time.Second}
 	runs := 25
 	if raceEnabled || testing.Short() {
 		runs = 2

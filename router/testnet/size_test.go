@@ -43,6 +43,9 @@ func TestManySessions(t *testing.T) {
 			}
 		}
 		took := time.Since(began)
+		if s := hub.Endpoint.Sessions.Stats(); took > 8*time.Second || s.Lookups > sessions*5/4 {
+			t.Errorf("%d sessions after %v and %d look-ups", sessions, took, s.Lookups)
+		}
 		_, cpu2 := used()
 		// One message on each, spread over 20 s.
 		var asks sync.WaitGroup

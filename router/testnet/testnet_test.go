@@ -133,7 +133,7 @@ func TestFaults(t *testing.T) {
 				time.Sleep(50 * time.Second)
 				there, here := forth.longest(), back.longest()
 				t.Logf("%s %s: the longest silence lasted %v and %v", what, fault, there, here)
-				if max(there, here) > 15*time.Second { // TestSilentDeath looks closer
+				if max(there, here) > 10*time.Second { // TestSilentDeath looks closer
 					t.Errorf("%s %s: silence", what, fault)
 				}
 				if fault != "restarted" {
