@@ -50,22 +50,24 @@ type host struct {
 	ofBootstrap atomic.Pointer[string]        // likewise at the bootstrap files
 	ofConfig    atomic.Pointer[string]        // likewise of the configuration
 	ofClients   atomic.Pointer[string]        // likewise of the lists of who may call services
+	ofForwards  atomic.Pointer[string]        // ports of services that are not open yet
 
 	// Of a client.
-	before   netif.Changes // what an earlier run has left on the host
-	up       bool          // the start has succeeded
-	device   device
-	pump     *netif.Pump
-	wire     *link.QUIC
-	dns      *dns.Server
-	sockets  *dns.Sockets
-	hostDNS  hostDNS
-	proxy    *proxy.Server // without a TUN
-	proxyAt  proxy.Config  // where it listens
-	forwards forwards
-	unserved bool                            // the services could not all be made as configured
-	served   atomic.Pointer[[]*hostEndpoint] // see endpoints
-	kept     map[string]netif.Kept           // by keepName: of the last run, or of a service that has been removed
+	before      netif.Changes // what an earlier run has left on the host
+	up          bool          // the start has succeeded
+	device      device
+	pump        *netif.Pump
+	wire        *link.QUIC
+	dns         *dns.Server
+	sockets     *dns.Sockets
+	hostDNS     hostDNS
+	proxy       *proxy.Server // without a TUN
+	proxyAt     proxy.Config  // where it listens
+	forwards    forwards
+	unforwarded bool                            // some could not be opened
+	unserved    bool                            // the services could not all be made as configured
+	served      atomic.Pointer[[]*hostEndpoint] // see endpoints
+	kept        map[string]netif.Kept           // by keepName: of the last run, or of a service that has been removed
 
 	saveMu sync.Mutex
 	saved  []byte // what is in the file of addresses
@@ -228,6 +230,9 @@ func (h *host) loop(ctx context.Context, memory *collector) error {
 			}
 		case now := <-adapt.C:
 			memory.adapt(now)
+			if h.unforwarded {
+				h.openForwards()
+			}
 		case now := <-feed:
 			if h.alive(now) {
 				h.sys.notify(daemon.SdNotifyWatchdog)
@@ -323,7 +328,8 @@ func (h *host) openClient(ctx context.Context) (err error) {
 	}
 	h.parts.run("packet pump", hostLimit, h.pump.Run)
 	h.parts.run("addresses", hostLimit, h.watchSessions)
-	if err := errors.Join(h.setForwards(), h.openProxy()); err != nil {
+	h.openForwards()
+	if err := h.openProxy(); err != nil {
 		return err
 	}
 	if !c.DNS.Enabled {

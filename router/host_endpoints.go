@@ -199,7 +199,9 @@ next:
 		}
 		errs = append(errs, h.addService(s))
 	}
-	return errors.Join(append(errs, h.applyAddresses(), h.setForwards())...)
+	errs = append(errs, h.applyAddresses())
+	h.openForwards()
+	return errors.Join(errs...)
 }
 
 // records are the service records that the contact of a service with the key self bears. What is meant for the service itself is written as its address, in

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
+	"strings"
 	"syscall"
 
 	"lokinetd/config"
@@ -31,6 +33,20 @@ func (h *host) forwardsOf(s *config.Service) []config.Forward {
 		}
 	}
 	return all
+}
+
+// openForwards opens and closes ports until they are as configured, as far as that is possible: another program may have a port, and let go of it. Until then it is called
+// every second, and status tells.
+func (h *host) openForwards() {
+	err := h.setForwards()
+	was := h.ofForwards.Load()
+	switch h.unforwarded = err != nil; {
+	case err == nil && was != nil:
+		h.ofForwards.Store(nil)
+		h.log.Info("the ports of all services are open now")
+	case err != nil && (was == nil || !strings.HasSuffix(*was, err.Error())):
+		h.wrong(&h.ofForwards, "ports of services that cannot be opened yet", err)
+	}
 }
 
 // setForwards opens and closes until the services' forwards are as configured; what stays keeps its connections. An error leaves out what it is about.
@@ -77,6 +93,7 @@ func (h *host) setForwards() error {
 			h.forwards[f] = stop
 		}
 	}
+	slices.SortFunc(errs, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) }) // the same text each time
 	return errors.Join(errs...)
 }
 

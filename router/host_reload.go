@@ -49,7 +49,7 @@ func (h *host) wrong(of *atomic.Pointer[string], what string, err error) {
 
 // reloadWarnings is what status says about the last reload.
 func (h *host) reloadWarnings() (all []string) {
-	for _, of := range []*atomic.Pointer[string]{&h.ofNetwork, &h.ofBootstrap, &h.ofConfig, &h.ofClients} {
+	for _, of := range []*atomic.Pointer[string]{&h.ofNetwork, &h.ofBootstrap, &h.ofConfig, &h.ofClients, &h.ofForwards} {
 		if text := of.Load(); text != nil {
 			all = append(all, *text)
 		}

@@ -188,6 +188,19 @@ func TestServiceReload(t *testing.T) {
 	must(host.wait(ctx, func(s control.Status) bool {
 		return slices.ContainsFunc(s.Warnings, func(w string) bool { return strings.Contains(w, "configuration refused") })
 	}))
+	// A port that a program of the host has on all addresses, and gives up later.
+	taken, err := host.node.Listen("tcp", ":84")
+	must(err)
+	reload(both, strings.Replace(private, "[\"80", "[\"84 -> 127.0.0.1:8080\", \"80", 1), public)
+	warned := func(s control.Status) bool {
+		return slices.ContainsFunc(s.Warnings, func(w string) bool { return strings.Contains(w, "tcp/84 -> 127.0.0.1:8080: ") })
+	}
+	must(host.wait(ctx, warned))
+	must(taken.Close())
+	must(host.wait(ctx, func(s control.Status) bool { return !warned(s) }))
+	if page, err := curl(bob, 20*time.Second, "http://"+address["private"]+":84/"); err != nil || string(page) != demoPage {
+		t.Errorf("a port that was taken before: %q, %v", page, err)
+	}
 	reload(both, private, public)
 	if page, err := curl(mallory, 5*time.Second, "http://"+address["private"]+"/"); err == nil {
 		t.Errorf("who is on no list reaches the service: %q", page)
