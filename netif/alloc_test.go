@@ -51,11 +51,20 @@ func (b *benchTUN) SetReadDeadline(t time.Time) error {
 	return nil
 }
 
+// roomy is links that have room.
+type roomy struct{}
+
+func (roomy) AwaitRoom(context.Context, time.Duration) {}
+func (roomy) Crowded() bool                            { return false }
+func (roomy) Cork()                                    {}
+func (roomy) Uncork()                                  {}
+
 // bench runs a pump whose endpoint is alice, with bob as remote; each call of the function it returns sends one batch through, out
 // of the TUN and back into it.
 func bench(t testing.TB, batch [][]byte) func() {
 	b := newBenchTUN(batch)
 	p := NewPump(b, nil)
+	p.Links = roomy{}
 	m, err := NewMap(alice, alice4, alice6)
 	if err != nil {
 		t.Fatal(err)

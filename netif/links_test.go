@@ -2,6 +2,7 @@ package netif
 
 import (
 	"context"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -11,19 +12,30 @@ import (
 )
 
 // noted is links that note what the pump says to them, as letters: room, cork, packet, uncork.
-type noted struct{ calls string }
+type noted struct {
+	mu      sync.Mutex
+	calls   string
+	crowded bool
+}
+
+func (n *noted) note(what string) {
+	n.mu.Lock()
+	n.calls += what
+	n.mu.Unlock()
+}
 
 func (n *noted) AwaitRoom(ctx context.Context, most time.Duration) {
-	n.calls += "r"
+	n.note("r")
 	select {
 	case <-time.After(most):
 	case <-ctx.Done():
 	}
 }
-func (n *noted) Cork()   { n.calls += "c" }
-func (n *noted) Uncork() { n.calls += "u" }
+func (n *noted) Crowded() bool { return n.crowded }
+func (n *noted) Cork()         { n.note("c") }
+func (n *noted) Uncork()       { n.note("u") }
 
-// The pump asks for room before each read, and tells the links of batches but not of single packets.
+// A single packet goes at once; many, and all that come while they wait or while the links are crowded, wait for room and go in batches.
 func TestLinks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var links noted
@@ -35,7 +47,7 @@ func TestLinks(t *testing.T) {
 			t.Fatal(err)
 		}
 		if _, err := p.Add(m, Inbound{}, tunnelFunc(func(_ key.Address, b *packet.Buffer) bool {
-			links.calls += "p"
+			links.note("p")
 			b.Release()
 			return true
 		})); err != nil {
@@ -44,16 +56,101 @@ func TestLinks(t *testing.T) {
 		if _, err := m.IPv4(bob, time.Now()); err != nil {
 			t.Fatal(err)
 		}
-		for range 4 {
-			tun.Send(udp(alice4.Addr(), bobAtAlice4, 1, 2, "x"))
+		before := packet.InUse()
+		ctx, cancel := context.WithCancel(t.Context())
+		var ended sync.WaitGroup
+		ended.Go(func() {
+			if err := p.Run(ctx); err != nil {
+				t.Error(err)
+			}
+		})
+		for _, c := range []struct {
+			name    string
+			packets int
+			crowded bool
+			want    string
+		}{
+			{"start", 0, false, "r"},
+			{"single", 1, false, "p"},
+			{"more than a batch", 4, false, "rcppppurr"},
+			{"single again", 1, false, "p"},
+			{"crowded", 1, true, "rcpur"},
+		} {
+			links.calls, links.crowded = "", c.crowded
+			for range c.packets {
+				tun.Send(udp(alice4.Addr(), bobAtAlice4, 1, 2, "x"))
+			}
+			time.Sleep(time.Second)
+			synctest.Wait()
+			if links.calls != c.want {
+				t.Errorf("%s: %s, want %s", c.name, links.calls, c.want)
+			}
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-		defer cancel()
-		if err := p.Run(ctx); err != nil {
-			t.Fatal(err)
-		}
-		if want := "rcpppurpr"; links.calls != want {
-			t.Errorf("%s, want %s", links.calls, want)
+		// What waits at the end is given back.
+		tun.Send(udp(alice4.Addr(), bobAtAlice4, 1, 2, "x"))
+		synctest.Wait()
+		cancel()
+		ended.Wait()
+		if n := packet.InUse(); n > before {
+			t.Errorf("%d buffers are lost", n-before)
 		}
 	})
+}
+
+// A question passes what is copied, and nothing else changes its place.
+func TestBacklog(t *testing.T) {
+	now := time.Now()
+	l := newBacklog()
+	buffer := func(p []byte) *packet.Buffer {
+		b := packet.Get()
+		copy(b.Reset(len(p)), p)
+		return b
+	}
+	bob6 := bobAtAlice6
+	for _, c := range []struct {
+		name string
+		copy func(i int) []byte
+		ask  []byte
+	}{
+		{"IPv4", func(i int) []byte { return udp(alice4.Addr(), bobAtAlice4, 1, 2, string(make([]byte, 1000+i))) }, udp(alice4.Addr(), bobAtAlice4, 3, 2, "?")},
+		{"IPv6", func(i int) []byte { return udp(alice6.Addr(), bob6, 1, 2, string(make([]byte, 1000+i))) }, udp(alice6.Addr(), bob6, 3, 2, "?")},
+		{"no ports", func(i int) []byte { return udp(alice4.Addr(), bobAtAlice4, 1, 2, string(make([]byte, 1000+i))) }, []byte{0x45}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if flowOf(c.copy(0)) != flowOf(c.copy(7)) || flowOf(c.ask) == flowOf(c.copy(0)) {
+				t.Fatal("flows are confused")
+			}
+			var batch []*packet.Buffer
+			for i := range 40 {
+				batch = append(batch, buffer(c.copy(i)))
+			}
+			l.put(batch, now)
+			var got [backlogBatch]*packet.Buffer
+			n, _ := l.take(got[:10], now)
+			l.put([]*packet.Buffer{buffer(c.ask)}, now)
+			asked := -1
+			next := len(c.copy(0))
+			for at := 0; n > 0; {
+				for _, b := range got[:n] {
+					if len(b.Data) == len(c.ask) {
+						asked = at
+					} else if len(b.Data) != next {
+						t.Fatalf("a packet of %d bytes came, not of %d", len(b.Data), next)
+					} else {
+						next++
+					}
+					at++
+					b.Release()
+				}
+				if !l.busy.Load() {
+					t.Fatal("not busy")
+				}
+				n, _ = l.take(got[:], now)
+			}
+			// Two flows may share a place, one in 64; then the order is that of coming.
+			if l.busy.Load() || next != len(c.copy(0))+40 || asked != 40 && (asked < 10 || asked > 12) {
+				t.Errorf("the question came after %d packets, of %d", asked, next-len(c.copy(0)))
+			}
+		})
+	}
 }

@@ -18,9 +18,10 @@ import (
 	"lokinetd/router/packet"
 )
 
-// From the TUN into a tunnel, in one goroutine (Pump.read, Pump.out):
+// From the TUN into a tunnel (Pump.read, Pump.drain, Pump.out):
 //
-//  1. Read a batch into pooled buffers; the TUN splits what the kernel handed over in one piece.
+//  1. Read a batch into pooled buffers; the TUN splits what the kernel handed over in one piece. A single packet goes on in the same goroutine; many,
+//     and all while there are some or the links have no room, wait in the backlog, from which another one takes them (backlog.go).
 //  2. Find the endpoint by the source address, which must be its own, and the remote by the destination address in the endpoint's map.
 //     No remote: ICMP unreachable back into the TUN (icmp.go).
 //  3. Note the flow, so that answers come in (flow.go).
@@ -65,9 +66,9 @@ type Tunnel interface {
 
 // Links is what carries the tunnels' packets. A *link.QUIC fits.
 type Links interface {
-	// AwaitRoom waits, for most at the longest, while too much waits to be sent: what is not read from the TUN meanwhile waits in the kernel's
-	// queue, whose senders notice, and is not dropped by us.
+	// AwaitRoom waits, for most at the longest, while too much waits to be sent; Crowded says whether it would.
 	AwaitRoom(ctx context.Context, most time.Duration)
+	Crowded() bool
 	// Cork says that many packets come at once, Uncork that these were all.
 	Cork()
 	Uncork()
@@ -81,11 +82,12 @@ type Pump struct {
 	// Links is set before Run, or nil.
 	Links Links
 
-	tun   TUN
-	log   *slog.Logger
-	queue chan *packet.Buffer
-	count counters
-	icmp  limiter
+	tun     TUN
+	log     *slog.Logger
+	backlog *backlog
+	queue   chan *packet.Buffer
+	count   counters
+	icmp    limiter
 
 	mu        sync.Mutex // guards changes of endpoints
 	endpoints atomic.Pointer[map[netip.Addr]*Endpoint]
@@ -96,7 +98,7 @@ func NewPump(t TUN, log *slog.Logger) *Pump {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	p := &Pump{tun: t, log: log, queue: make(chan *packet.Buffer, writeQueue)}
+	p := &Pump{tun: t, log: log, backlog: newBacklog(), queue: make(chan *packet.Buffer, writeQueue)}
 	p.endpoints.Store(&map[netip.Addr]*Endpoint{})
 	return p
 }
@@ -165,9 +167,13 @@ func (p *Pump) Run(ctx context.Context) error {
 		writeErr = p.write(ctx)
 		cancel()
 	})
+	if p.Links != nil {
+		others.Go(func() { p.drain(ctx) })
+	}
 	err := p.read(ctx)
 	cancel()
 	others.Wait()
+	p.backlog.drop()
 	p.tun.SetReadDeadline(time.Time{})
 	if err == nil {
 		err = writeErr
@@ -194,24 +200,19 @@ func (p *Pump) read(ctx context.Context) error {
 				raw[i] = buffers[i].Reset(MaxPacket)
 			}
 		}
-		if p.Links != nil {
-			p.Links.AwaitRoom(ctx, roomWait)
-		}
 		n, err := p.readBatch(raw, sizes)
-		many := n > 1 && p.Links != nil
-		if many {
-			p.Links.Cork()
-		}
 		now := time.Now()
-		for i := range n {
-			b := buffers[i]
-			buffers[i] = nil
+		for i, b := range buffers[:n] {
 			b.Data = b.Data[:sizes[i]]
-			p.out(b, now)
 		}
-		if many {
-			p.Links.Uncork()
+		if p.Links != nil && n > 0 && (n > 1 || p.backlog.busy.Load() || p.Links.Crowded()) {
+			p.count.addN(outFull, p.backlog.put(buffers[:n], now))
+		} else {
+			for _, b := range buffers[:n] {
+				p.out(b, now)
+			}
 		}
+		clear(buffers[:n])
 		switch {
 		case err == nil:
 			failed = 0

@@ -6,7 +6,7 @@
 // behalf of a datagram. Of a datagram's content it looks at the hop id, to be fair between paths; those whose queue stands lose
 // some on purpose, since a loss is the only sign that what is inside the tunnel understands.
 //
-// Bottom to top: [deframer] and message (stream.go), splitter and joiner (splitter.go), datagramQueue (fair.go) and flight (repair.go) are pure. hook.go
+// Bottom to top: [deframer] and message (stream.go), splitter and joiner (splitter.go), datagramQueue (fair.go, around a packet.Fair) and flight (repair.go) are pure. hook.go
 // joins them to a quic-go that leaves its datagrams to us (overlay); over the original one all works, slower and without repair. conn (conn.go) is one
 // QUIC connection and the goroutines around it; [QUIC] (quic.go) is the socket, which listens and dials; tls.go makes its TLS
 // configurations. [Peers] (peers.go) keeps one preferred connection a relay over any [Wire]; it is all that most of the program sees.

@@ -2,8 +2,6 @@ package link
 
 import (
 	"encoding/binary"
-	"math"
-	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -12,77 +10,35 @@ import (
 )
 
 // datagramQueue holds what is to be sent on one connection, between any number of callers of push and one of pop. It never blocks. It is fair
-// between flows, which are the paths that lead over the connection, as FQ-CoDel is (RFC 8290): each in turn sends about flowQuantum bytes, and a flow that comes with
-// something after it had nothing goes before those that always have, so that questions and answers pass whatever is copied on other paths. A flow whose queue
-// stands loses some now and then, which tells those who send to send less (codel); all sessions of a path are one flow, so that alone keeps
-// the wait short for what shares a path with a copy. When the queue is full, the flow that has most in it loses its oldest. So a path that
-// sends more than there is room for harms itself only. Within a flow the order stays.
+// between the paths that lead over the connection ([packet.Fair]); all sessions of a path are one flow, so that what stands there loses some now and then
+// alone keeps the wait short for what shares a path with a copy.
 type datagramQueue struct {
-	wake     chan struct{} // of capacity 1; filled when the queue is no longer empty, until notify
-	maxBytes int
-	maxCount int
-	crowd    *crowd // nil: nobody waits for room
-	cork     *cork  // nil: signals are given at once
-	salt     uint64 // odd; which hop ids share a flow is known to nobody else
+	wake  chan struct{} // of capacity 1; filled when the queue is no longer empty, until notify
+	crowd *crowd        // nil: nobody waits for room
+	cork  *cork         // nil: signals are given at once
 
 	mu     sync.Mutex
 	signal func() // what to do instead of filling wake
-	items  []queued
-	free   int32 // first of the free items, or absent
-	flows  [flowCount]flow
-	fresh  turns // flows that have had less than one turn since they were idle
-	steady turns // the others, and those of fresh that got empty: else one could stay fresh by being empty often
-	n      int
-	bytes  int
+	fair   *packet.Fair
 	inWay  bool // counted in crowd
 	closed bool
 
 	full  atomic.Uint64 // dropped: the oldest of the largest flow in a full queue
-	stood atomic.Uint64 // dropped: by codel
+	stood atomic.Uint64 // dropped: from a flow that stands
 	ended atomic.Uint64 // dropped: after close
 }
 
-const (
-	flowCount = 64
-	// flowQuantum is about one packet.
-	flowQuantum = 1500
-	absent      = -1
-)
-
-type queued struct {
-	b    *packet.Buffer
-	at   time.Time // pushed
-	next int32     // in its flow, or in the free list
-}
-
-type flow struct {
-	head, tail int32 // valid while n > 0
-	n, bytes   int
-	credit     int // bytes left of its turn
-	listed     bool
-	next       int8
-	codel      codel
-}
-
-// turns are flows in the order of their turns.
-type turns struct{ first, last int8 }
-
 func newDatagramQueue(maxBytes, maxCount int) *datagramQueue {
-	none := turns{absent, absent}
-	return &datagramQueue{
-		wake: make(chan struct{}, 1), maxBytes: maxBytes, maxCount: maxCount,
-		salt: rand.Uint64() | 1, free: absent, fresh: none, steady: none,
-	}
+	return &datagramQueue{wake: make(chan struct{}, 1), fair: packet.NewFair(maxBytes, maxCount)}
 }
 
 // flowOf is the flow of a datagram: it ends with a hop id of 16 bytes and one byte of type (protocol 2 section 4.4).
-func (q *datagramQueue) flowOf(datagram []byte) int8 {
+func flowOf(datagram []byte) uint64 {
 	const trailer = 17
 	if len(datagram) < trailer {
 		return 0
 	}
-	id := binary.LittleEndian.Uint64(datagram[len(datagram)-trailer:])
-	return int8(id * q.salt >> (64 - 6))
+	return binary.LittleEndian.Uint64(datagram[len(datagram)-trailer:])
 }
 
 // notify replaces the filling of wake by a call, which must not block and may come at any time.
@@ -102,33 +58,12 @@ func (q *datagramQueue) push(b *packet.Buffer, now time.Time) {
 		b.Release()
 		return
 	}
-	for q.n > 0 && (q.n >= q.maxCount || q.bytes+len(b.Data) > q.maxBytes) {
-		q.take(q.largest()).Release()
-		q.full.Add(1)
-	}
-	i := q.slot()
-	q.items[i] = queued{b: b, at: now, next: absent}
-	at := q.flowOf(b.Data)
-	f := &q.flows[at]
-	if f.n == 0 {
-		f.head = i
-	} else {
-		q.items[f.tail].next = i
-	}
-	f.tail = i
-	f.n++
-	f.bytes += len(b.Data)
-	if !f.listed {
-		f.listed, f.credit = true, flowQuantum
-		q.append(&q.fresh, at)
-	}
-	q.n++
-	q.bytes += len(b.Data)
-	if q.crowd != nil && !q.inWay && q.bytes >= crowdedBytes {
+	q.full.Add(uint64(q.fair.Push(b, flowOf(b.Data), now)))
+	if q.crowd != nil && !q.inWay && q.fair.Bytes() >= crowdedBytes {
 		q.inWay = true
 		q.crowd.add()
 	}
-	first, signal := q.n == 1, q.signal
+	first, signal := q.fair.Len() == 1, q.signal
 	q.mu.Unlock()
 	switch {
 	case signal != nil:
@@ -146,100 +81,19 @@ func (q *datagramQueue) push(b *packet.Buffer, now time.Time) {
 	}
 }
 
-// slot is the place of a free item.
-func (q *datagramQueue) slot() int32 {
-	if i := q.free; i != absent {
-		q.free = q.items[i].next
-		return i
-	}
-	q.items = append(q.items, queued{})
-	return int32(len(q.items) - 1)
-}
-
-// append gives flow at the last turn.
-func (q *datagramQueue) append(t *turns, at int8) {
-	q.flows[at].next = absent
-	if t.first == absent {
-		t.first = at
-	} else {
-		q.flows[t.last].next = at
-	}
-	t.last = at
-}
-
-// shift takes out the flow whose turn it is.
-func (q *datagramQueue) shift(t *turns) (at int8) {
-	at = t.first
-	t.first = q.flows[at].next
-	return at
-}
-
-// largest is the flow that has most bytes in the queue; one that has something, since what has no bytes is in the first (flowOf).
-func (q *datagramQueue) largest() (at int8) {
-	for i := range q.flows {
-		if q.flows[i].bytes > q.flows[at].bytes {
-			at = int8(i)
-		}
-	}
-	return at
-}
-
-// take takes the oldest of flow at, which has one.
-func (q *datagramQueue) take(at int8) *packet.Buffer {
-	f := &q.flows[at]
-	i := f.head
-	b := q.items[i].b
-	f.head = q.items[i].next
-	q.items[i] = queued{next: q.free}
-	q.free = i
-	f.n--
-	f.bytes -= len(b.Data)
-	q.n--
-	q.bytes -= len(b.Data)
-	return b
-}
-
 // pop moves the next datagrams to dst and returns how many; they are the caller's.
 func (q *datagramQueue) pop(dst []*packet.Buffer, now time.Time) int {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	n := 0
-	for n < len(dst) && q.n > 0 {
-		t := &q.fresh
-		if t.first == absent {
-			t = &q.steady
-		}
-		at := t.first
-		f := &q.flows[at]
-		switch {
-		case f.credit <= 0:
-			f.credit += flowQuantum
-			q.append(&q.steady, q.shift(t))
-		case f.n == 0:
-			q.shift(t)
-			if f.listed = t == &q.fresh; f.listed {
-				q.append(&q.steady, at)
-			}
-		default:
-			waited := now.Sub(q.items[f.head].at)
-			b := q.take(at)
-			if f.codel.drops(waited, f.bytes, now) {
-				q.stood.Add(1)
-				b.Release()
-				continue
-			}
-			f.credit -= len(b.Data)
-			dst[n] = b
-			n++
-		}
-	}
+	n, stood := q.fair.Pop(dst, now)
+	q.stood.Add(uint64(stood))
 	q.settle()
 	return n
 }
 
 // settle tells those who wait that there is room again.
 func (q *datagramQueue) settle() {
-	if q.inWay && q.bytes <= crowdedBytes/2 {
+	if q.inWay && q.fair.Bytes() <= crowdedBytes/2 {
 		q.inWay = false
 		q.crowd.remove()
 	}
@@ -248,7 +102,7 @@ func (q *datagramQueue) settle() {
 func (q *datagramQueue) len() uint64 {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return uint64(q.n)
+	return uint64(q.fair.Len())
 }
 
 // close drops what is queued and whatever will be pushed.
@@ -256,68 +110,8 @@ func (q *datagramQueue) close() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.closed = true
-	for q.n > 0 {
-		q.take(q.largest()).Release()
-		q.ended.Add(1)
-	}
+	q.ended.Add(uint64(q.fair.Clear()))
 	q.settle()
-	q.items = nil
-}
-
-// codel says which datagrams of a queue that stands are dropped (RFC 8289): first one, when none has waited less than codelTarget for codelInterval,
-// then more and more often until one has.
-type codel struct {
-	dropping bool
-	above    time.Time // when the first drop is due, if none waits less until then; zero: the last one has
-	next     time.Time // while dropping, or the last that would have been
-	count    int       // since dropping began, and last at its begin
-	last     int
-}
-
-const (
-	codelTarget   = 5 * time.Millisecond
-	codelInterval = 100 * time.Millisecond
-)
-
-// drops says what becomes of a datagram that has waited, with so many bytes behind it.
-func (c *codel) drops(waited time.Duration, behind int, now time.Time) bool {
-	stands := c.stands(waited, behind, now)
-	if c.dropping {
-		c.dropping = stands
-		if !stands || now.Before(c.next) {
-			return false
-		}
-		c.count++
-		c.next = c.next.Add(c.pause())
-		return true
-	}
-	if !stands {
-		return false
-	}
-	// What the rate of drops was shortly ago is where to begin again.
-	if since := c.count - c.last; since > 1 && now.Sub(c.next) < 16*codelInterval {
-		c.count = since
-	} else {
-		c.count = 1
-	}
-	c.dropping, c.last, c.next = true, c.count, now.Add(c.pause())
-	return true
-}
-
-func (c *codel) stands(waited time.Duration, behind int, now time.Time) bool {
-	switch {
-	case waited < codelTarget || behind <= flowQuantum:
-		c.above = time.Time{}
-		return false
-	case c.above.IsZero():
-		c.above = now.Add(codelInterval)
-		return false
-	}
-	return !now.Before(c.above)
-}
-
-func (c *codel) pause() time.Duration {
-	return time.Duration(float64(codelInterval) / math.Sqrt(float64(c.count)))
 }
 
 // crowdedBytes is how much a queue holds before its connection counts as crowded, until half of it is left: 5 ms at 100 Mbit/s. More would

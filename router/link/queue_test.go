@@ -50,8 +50,8 @@ func TestDatagramQueue(t *testing.T) {
 			if i == len(c.push)/2-1 {
 				pop(c.popFirst)
 			}
-			if q.n > c.count || q.n > 1 && q.bytes > c.bytes {
-				t.Errorf("%s: %d datagrams, %d bytes", c.name, q.n, q.bytes)
+			if q.fair.Len() > c.count || q.fair.Len() > 1 && q.fair.Bytes() > c.bytes {
+				t.Errorf("%s: %d datagrams, %d bytes", c.name, q.fair.Len(), q.fair.Bytes())
 			}
 		}
 		popped := len(got)
@@ -64,8 +64,8 @@ func TestDatagramQueue(t *testing.T) {
 		} else if popped > 0 {
 			want = "012"[:popped] + want
 		}
-		if string(got) != want || q.full.Load() != c.dropped || q.n != 0 || q.bytes != 0 {
-			t.Errorf("%s: %q, %d dropped, %d bytes", c.name, got, q.full.Load(), q.bytes)
+		if string(got) != want || q.full.Load() != c.dropped || q.fair.Len() != 0 || q.fair.Bytes() != 0 {
+			t.Errorf("%s: %q, %d dropped, %d bytes", c.name, got, q.full.Load(), q.fair.Bytes())
 		}
 		q.push(bufferOf([]byte("x")), time.Now())
 		q.close()

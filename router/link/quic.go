@@ -529,7 +529,7 @@ func (q *QUIC) acceptOne(qc *quic.Conn) (err error) {
 }
 
 // AwaitRoom is the back-pressure of the whole endpoint: it returns when no connection has more than about 5 ms of datagrams waiting, or after most,
-// or when ctx ends. Who has a source that can wait (the TUN, whose sender then slows down) calls it before each batch. most bounds what one neighbour
+// or when ctx ends. Who has packets that can wait elsewhere (netif, behind the TUN) calls it before each batch. most bounds what one neighbour
 // that is stuck can cost the others.
 func (q *QUIC) AwaitRoom(ctx context.Context, most time.Duration) {
 	room := q.crowd.wait()
@@ -544,6 +544,9 @@ func (q *QUIC) AwaitRoom(ctx context.Context, most time.Duration) {
 	case <-ctx.Done():
 	}
 }
+
+// Crowded says whether AwaitRoom would wait.
+func (q *QUIC) Crowded() bool { return q.crowd.wait() != nil }
 
 // Cork says that many datagrams are about to be sent: connections are woken for 16 at a time, or by Uncork, which must follow soon. Corks
 // of several goroutines do not add up.
