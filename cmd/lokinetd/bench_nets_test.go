@@ -318,7 +318,7 @@ ShutdownWaitLength 0
 Log notice file %s/log
 DataDirectory %s
 `
-	// The first vote comes when all relays have made themselves known (see startTor); the next ones are rare, so that they take little from the measurements.
+	// The first vote comes when all relays have made themselves known (see tryTor); the next ones are rare, so that they take little from the measurements.
 	torAuthority = `AuthoritativeDirectory 1
 V3AuthoritativeDirectory 1
 ContactInfo bench
@@ -334,10 +334,11 @@ TestingDirAuthVoteHSDir *
 TestingDirAuthVoteGuard *
 TestingMinExitFlagThreshold 0
 ConsensusParams cc_alg=2
+V3BandwidthsFile %s
 `
-	torVoting   = 120 // seconds from one time for votes to the next, before the first consensus
-	torDelay    = 6   // seconds for votes, and as many for signatures
-	torPatience = 60 * time.Second
+	torVoting   = 120              // seconds from one time for votes to the next, before the first consensus
+	torDelay    = 6                // seconds for votes, and as many for signatures
+	torPatience = 60 * time.Second // for each step
 	torTries    = 4
 )
 
@@ -368,9 +369,7 @@ func torProgram(cache string) (string, error) {
 // torGiveUp is when it is tried no more.
 const torGiveUp = 5 * time.Minute
 
-// startTor tries again when it does not come up, with more time until the first vote: a relay that an authority does not know by then is missed in
-// the consensus, which stays for long. Authorities that come up after the time to vote, but before the consensus would be valid, vote at once, so the
-// vote's time is counted from the start, not from the clock's whole minutes.
+// startTor tries again when it does not come up, with more time for the vote.
 func startTor(ctx context.Context, dir, program string) (s *system, err error) {
 	began := time.Now()
 	for try := 0; try < torTries && time.Since(began) < torGiveUp; try++ {
@@ -378,7 +377,7 @@ func startTor(ctx context.Context, dir, program string) (s *system, err error) {
 		if err := os.Mkdir(tries, 0o700); err != nil {
 			return nil, err
 		}
-		if s, err = tryTor(ctx, tries, program, time.Duration(try+1)*15*time.Second); err == nil || ctx.Err() != nil {
+		if s, err = tryTor(ctx, tries, program, time.Duration(try+1)*6*time.Second); err == nil || ctx.Err() != nil {
 			break
 		}
 		fmt.Fprintf(os.Stderr, "          try %d: %v\n", try+1, err)
@@ -386,6 +385,9 @@ func startTor(ctx context.Context, dir, program string) (s *system, err error) {
 	return s, err
 }
 
+// tryTor starts the network in steps, so that no machine is too slow for it. A relay that an authority does not know when it votes is missed in the first consensus, and the
+// next is far. (Authorities that come up between the time to vote and that of the consensus vote at once.) So votes are far at first; when the authorities know all relays, they are told to
+// vote soon. Service and client come when all relays have the consensus.
 func tryTor(ctx context.Context, dir, program string, vote time.Duration) (_ *system, err error) {
 	var addrs []netip.Prefix
 	for i := range demoRelays {
@@ -443,71 +445,103 @@ func tryTor(ctx context.Context, dir, program string, vote time.Duration) (_ *sy
 		}
 		authorities += fmt.Sprintf("DirAuthority %s orport=5000 no-v2 v3ident=%s %v:7000 %s\n", name, v3[1], addr, strings.ReplaceAll(fingerprint, " ", ""))
 	}
-	start := func(n *lab.Node, name, more string) (*lab.Cmd, error) {
-		if err := os.MkdirAll(in(name), 0o700); err != nil {
-			return nil, err
-		}
+	write := func(name, more string) error {
 		text := fmt.Sprintf(torCommon, in(name), in(name)) + authorities + more
-		if err := os.WriteFile(in(name+".rc"), []byte(text), 0o600); err != nil {
-			return nil, err
-		}
+		return errors.Join(os.MkdirAll(in(name), 0o700), os.WriteFile(in(name+".rc"), []byte(text), 0o600))
+	}
+	start := func(n *lab.Node, name string) (*lab.Cmd, error) {
 		c := n.Command(program, "-f", in(name+".rc"), "--quiet")
 		c.Stderr = os.Stderr
 		return c, c.Start()
 	}
-	valid := time.Now().Add(vote + 2*torDelay*time.Second)
-	voting := fmt.Sprintf(torAuthority, torVoting, valid.Unix()%torVoting, torDelay, torDelay)
 	relays := make([]*lab.Cmd, len(addrs))
-	relay := func(i int) (err error) {
+	// configure writes a relay's configuration; valid is when the first consensus is to be so.
+	configure := func(i int, valid time.Time) error {
 		a := addrs[i].Addr()
 		more := fmt.Sprintf("Nickname r%d\nAddress %v\nORPort %v:5000\nSocksPort 0\nExitPolicy accept 10.0.0.0/8:*\nExitPolicyRejectPrivate 0\n", i+1, a, a)
 		if i < torAuthorities {
-			more += fmt.Sprintf("DirPort %v:7000\n", a) + voting
+			more += fmt.Sprintf("DirPort %v:7000\n", a) + fmt.Sprintf(torAuthority, torVoting, valid.Unix()%torVoting, torDelay, torDelay, in("bandwidths"))
 		}
-		relays[i], err = start(l.Node, fmt.Sprintf("r%d", i+1), more)
-		return err
+		return write(fmt.Sprintf("r%d", i+1), more)
 	}
-	for i := range addrs {
-		if err := relay(i); err != nil {
-			return nil, err
-		}
-	}
-	// Those that ask before there is a consensus ask again after a long while: the relays start again when the authorities have it, service and client
-	// come when all relays have it.
-	consensus := func(from, to int) error {
+	// has waits until all relays of a range have what they are to have.
+	has := func(what string, from, to int, count func(dir string) (int, error)) error {
 		patience := time.Now().Add(torPatience)
 		for i := from; i < to; {
-			consensus, _ := os.ReadFile(in(fmt.Sprintf("r%d", i+1), "cached-microdesc-consensus"))
-			switch n := bytes.Count(consensus, []byte("\nr ")); {
-			case n == demoRelays && bytes.Contains(consensus, []byte("\ndirectory-signature ")):
+			n, err := count(in(fmt.Sprintf("r%d", i+1)))
+			switch {
+			case err != nil:
+				return err
+			case n == demoRelays:
 				i++
 			case ctx.Err() != nil:
 				return ctx.Err()
-			case len(consensus) > 0 && n < demoRelays && bytes.Contains(consensus, []byte("\ndirectory-signature ")): // the next one is far
-				return fmt.Errorf("the first consensus lacks %d relays", demoRelays-n)
 			case time.Now().After(patience):
-				return fmt.Errorf("relay %d has no consensus after %v: %s", i+1, torPatience, lastLines(in(fmt.Sprintf("r%d", i+1), "log")))
+				return fmt.Errorf("relay %d has %s of %d relays after %v: %s", i+1, what, n, torPatience, lastLines(in(fmt.Sprintf("r%d", i+1), "log")))
 			default:
 				time.Sleep(100 * time.Millisecond)
 			}
 		}
 		return nil
 	}
-	select {
-	case <-time.After(time.Until(valid)):
-	case <-ctx.Done():
-	}
-	if err := consensus(0, torAuthorities); err != nil {
-		return nil, err
-	}
-	for i := torAuthorities; i < demoRelays; i++ {
-		relays[i].Signal(syscall.SIGKILL) // one that is asked to end while it comes up may hang for ever
-		relays[i].Wait()
-		if err := relay(i); err != nil {
+	for i := range addrs {
+		if err := configure(i, time.Now().Add(-time.Second)); err != nil { // votes are far
+			return nil, err
+		}
+		if relays[i], err = start(l.Node, fmt.Sprintf("r%d", i+1)); err != nil {
 			return nil, err
 		}
 	}
-	if err := consensus(torAuthorities, demoRelays); err != nil {
+	// All relays get the same weight: by what they say of themselves in their first minute one may be nearly all that is ever drawn, and where it is a client's guard and its rendezvous
+	// point, no circuit comes to be.
+	var bandwidths string
+	if err := has("descriptors", 0, torAuthorities, func(dir string) (int, error) {
+		seen := map[string]bool{}
+		bandwidths = fmt.Sprintln(time.Now().Unix())
+		for _, name := range []string{"cached-descriptors", "cached-descriptors.new"} {
+			raw, _ := os.ReadFile(filepath.Join(dir, name))
+			for _, f := range regexp.MustCompile(`(?m)^fingerprint ([0-9A-F ]{49})$`).FindAllStringSubmatch(string(raw), -1) {
+				if id := strings.ReplaceAll(f[1], " ", ""); !seen[id] {
+					seen[id] = true
+					bandwidths += fmt.Sprintf("node_id=$%s bw=1000\n", id)
+				}
+			}
+		}
+		return len(seen), nil
+	}); err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(in("bandwidths"), []byte(bandwidths), 0o600); err != nil {
+		return nil, err
+	}
+	valid := time.Now().Add(vote + 2*torDelay*time.Second)
+	for i := range torAuthorities {
+		if err := errors.Join(configure(i, valid), relays[i].Signal(syscall.SIGHUP)); err != nil {
+			return nil, err
+		}
+	}
+	consensus := func(dir string) (int, error) {
+		raw, _ := os.ReadFile(filepath.Join(dir, "cached-microdesc-consensus"))
+		if !bytes.Contains(raw, []byte("\ndirectory-signature ")) {
+			return 0, nil
+		}
+		n := bytes.Count(raw, []byte("\nr "))
+		if n < demoRelays { // the next one is far
+			return n, fmt.Errorf("the first consensus lacks %d relays", demoRelays-n)
+		}
+		return n, nil
+	}
+	if err := has("a consensus", 0, torAuthorities, consensus); err != nil {
+		return nil, err
+	}
+	// Those that asked before there was one ask again after a long while, or when they read their configuration again. (To start them again would cost more: who finds one of
+	// them away remembers that for a minute.)
+	for i := torAuthorities; i < demoRelays; i++ {
+		if err := relays[i].Signal(syscall.SIGHUP); err != nil {
+			return nil, err
+		}
+	}
+	if err := has("a consensus", torAuthorities, demoRelays, consensus); err != nil {
 		return nil, err
 	}
 	host, err := l.AddNode(lab.NodeConfig{Name: "host", Addrs: []netip.Prefix{netip.MustParsePrefix("10.78.0.101/24")}})
@@ -518,7 +552,10 @@ func tryTor(ctx context.Context, dir, program string, vote time.Duration) (_ *sy
 		return nil, err
 	}
 	control := fmt.Sprintf("SocksPort 0\nControlSocket %s\n", in("host", "control"))
-	if _, err := start(host, "host", control+fmt.Sprintf("HiddenServiceDir %s\nHiddenServicePort 80 127.0.0.1:80\n", in("host", "onion"))); err != nil {
+	if err := write("host", control+fmt.Sprintf("HiddenServiceDir %s\nHiddenServicePort 80 127.0.0.1:80\n", in("host", "onion"))); err != nil {
+		return nil, err
+	}
+	if _, err := start(host, "host"); err != nil {
 		return nil, err
 	}
 	// A client that asks too early is told for a while that there is nobody to ask. (Conflux, for circuits to exits, takes guards from it.)
@@ -532,7 +569,10 @@ func tryTor(ctx context.Context, dir, program string, vote time.Duration) (_ *sy
 	if err != nil {
 		return nil, err
 	}
-	if _, err := start(guest, "guest", client("guest")); err != nil {
+	if err := write("guest", client("guest")); err != nil {
+		return nil, err
+	}
+	if _, err := start(guest, "guest"); err != nil {
 		return nil, err
 	}
 	s.guest, s.route.socks = guest, "127.0.0.1:9050"
@@ -589,8 +629,11 @@ func tryTor(ctx context.Context, dir, program string, vote time.Duration) (_ *sy
 			return 0, errNoClient
 		}
 		name := fmt.Sprintf("fresh%d", fresh)
+		if err := write(name, client(name)); err != nil {
+			return 0, err
+		}
 		began := time.Now()
-		if tor, err = start(node, name, client(name)); err != nil {
+		if tor, err = start(node, name); err != nil {
 			return 0, err
 		}
 		var r firstByte

@@ -67,7 +67,7 @@ type alone struct {
 
 func newAlone(ctx context.Context, dir string) (*alone, error) {
 	var addrs []netip.Prefix
-	for i := range 3 + sizePeers + crowdAddrs {
+	for i := range 4 + sizePeers + crowdAddrs {
 		addrs = append(addrs, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 79, 0, byte(1 + i)}), 24))
 	}
 	relay, end, operator := key.Generate(), key.Generate(), key.Generate()

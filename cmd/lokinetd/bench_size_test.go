@@ -88,7 +88,7 @@ func relaySize(ctx context.Context, dir string, clients bool) (all []sizeStep, e
 	}
 	for {
 		s := sizeStep{}
-		line, err := out.next(60 * time.Second)
+		line, err := out.next(100 * time.Second)
 		if err != nil {
 			return all, err
 		}
@@ -206,19 +206,25 @@ func (c *crowd) connect(host int, config link.Config, kind link.Kind, n int) err
 	return nil
 }
 
+// alone waits until the relay is there, and has it measured with nobody connected.
+func (c *crowd) alone() error {
+	if err := c.connect(4+sizePeers, link.Config{}, link.Client, 1); err != nil {
+		return err
+	}
+	c.conns[0].Close(link.CodeNormal)
+	c.conns, c.all = nil, nil
+	c.step(0, "relay: nobody connected")
+	return nil
+}
+
 func (c *crowd) peers(dir string) error {
+	if err := c.alone(); err != nil {
+		return err
+	}
 	for i := range sizePeers {
 		secret, err := key.LoadSecret(filepath.Join(dir, peerKey(i)))
 		if err != nil {
 			return err
-		}
-		if i == 0 {
-			if err := c.connect(4+sizePeers, link.Config{}, link.Client, 1); err != nil { // the relay is there
-				return err
-			}
-			c.conns[0].Close(0)
-			c.conns, c.all = nil, nil
-			c.step(0, "relay: nobody connected")
 		}
 		if err := c.connect(4+i, link.Config{Secret: secret}, link.Relay, 1); err != nil {
 			return err
@@ -236,8 +242,11 @@ func (c *crowd) peers(dir string) error {
 }
 
 func (c *crowd) clients() error {
+	if err := c.alone(); err != nil {
+		return err
+	}
 	for i := range crowdAddrs {
-		if err := c.connect(4+sizePeers+i, link.Config{}, link.Client, crowdEach); err != nil {
+		if err := c.connect(5+sizePeers+i, link.Config{}, link.Client, crowdEach); err != nil {
 			return err
 		}
 		if n := len(c.conns); n == sizeClients/2 || n == sizeClients {
@@ -261,9 +270,9 @@ func (c *crowd) build(n, each int) error {
 		c.mu.Unlock()
 	}
 	const atOnce = 400 // a few at a time
-	for end := time.Now().Add(50 * time.Second); c.ready < len(c.pools); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(90 * time.Second); c.ready < len(c.pools); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
-			return fmt.Errorf("%d of %d hops were built in 50 s", c.ready*each, n)
+			return fmt.Errorf("%d of %d hops were built in 90 s", c.ready*each, n)
 		}
 		for _, p := range c.pools[c.ready:min(len(c.pools), c.ready+atOnce/each)] {
 			p.Tick(time.Now())

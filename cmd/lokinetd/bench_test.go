@@ -103,7 +103,7 @@ func TestBench(t *testing.T) {
 		b.part("a relay alone", time.Minute+n*(8**benchFor+20*time.Second), b.relayAlone)
 	}
 	if slices.Contains(only, "size") {
-		b.part("size", time.Minute+n*2*time.Minute, b.sizes)
+		b.part("size", 2*time.Minute+n*150*time.Second, b.sizes)
 	}
 	b.part("whole networks", 8*time.Minute+n*(50**benchFor+time.Minute), func() { b.networks(only) })
 	if err := ctx.Err(); err != nil {
