@@ -423,7 +423,9 @@ func quietTime(p onion) time.Duration {
 // doubt acts when we send and hear nothing: the paths are examined. A remote that never was heard gets a new init with a new tag; one that fell silent gets a path switch
 // over another path if there is one, with the spare init in it. If that does not help its contact is looked up again, and paths are built to more of its
 // introductions. All this is harmless to a remote that merely has nothing to say. The second time comes after as long (if it was heard before), the next after twice as
-// long, and so on up to unsureMax or sureMax, as long as we send.
+// long, and so on up to unsureMax or sureMax, as long as we send, but not before the path that was taken last has been used a little.
+//
+// That is while we send on a session that we called for. When we send on the remote's own it is oneSided that notices.
 func (t *Table) doubt(c *call, now time.Time) {
 	s := c.session
 	asked, answered := s.asked.Load(), s.answered.Load()
