@@ -31,6 +31,7 @@ import (
 // What a node costs that has many of something: links and hops at a relay, sessions at a client. Two sizes of each, so that it can be seen whether it is linear.
 
 const (
+	sizeRounds   = 3     // memory varies little, and a round takes long
 	sizePeers    = 10    // relays as peers
 	sizeClients  = 2000  // client connections
 	sizeHops     = 10000 // transit hops

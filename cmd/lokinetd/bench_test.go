@@ -193,7 +193,7 @@ func (b *bench) relayAlone() {
 
 // sizes measures nodes that have many links, hops or sessions.
 func (b *bench) sizes() {
-	for round := range *benchRounds {
+	for round := range min(*benchRounds, sizeRounds) {
 		for _, p := range []struct {
 			name    string
 			measure func(dir string) ([]sizeStep, error)
