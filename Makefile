@@ -53,7 +53,7 @@ endif
 BENCHTIME ?= 1s
 BENCHCOUNT ?= 4
 BENCHARGS ?=
-bench: .cache/env ## all that is measured, beside Tor and wireguard-go: 20 minutes, as root (BENCH=quick: 4 minutes)
+bench: .cache/env ## all that is measured, beside Tor and wireguard-go: 25 minutes, as root (BENCH=quick: 6 minutes)
 	@status=0; \
 	$(MAKE) bench-go || status=$$?; \
 	$(with) go test -run '^$$' -bench '^Benchmark(Ratio|Cipher|Choose)$$' -benchmem -benchtime $(BENCHTIME) -count $(BENCHCOUNT) -timeout 5m ./router/link ./router/path ./router/seal | tee -a build/bench-go.txt || status=$$?; \
@@ -73,7 +73,7 @@ bench-net: .cache/env ## a relay alone and whole networks, beside Tor and wiregu
 soak: .cache/env ## 200 MB each way through the demo's network, then days of simulated time in the test network; takes hours
 	@$(with) go test -tags root,soak -run TestDemoNetwork -count 1 -timeout 0 -v ./cmd/lokinetd/
 	@$(with) go test -tags soak -run Soak -count 1 -timeout 0 -v ./router/testnet/
-	@packaging/test/run '^TestPackagePlain$$'
+	@packaging/test/run '^TestPackageNetworkManager$$'
 
 deb: .cache/env ## the Debian package, build/lokinetd_*.deb, of the files as they are here (needs debhelper and dh-apparmor; fetches nothing)
 	@rm -rf build/deb && mkdir -p build/deb/lokinetd/.cache
