@@ -2,6 +2,8 @@ package netif
 
 import (
 	"context"
+	"os"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -53,11 +55,37 @@ func (n *noted) Crowded() bool {
 func (n *noted) Cork()   { n.note("c") }
 func (n *noted) Uncork() { n.note("u") }
 
+// batchTUN is read in the batches that it is given.
+type batchTUN struct {
+	*MemTUN
+	in    chan [][]byte
+	ended chan struct{}
+}
+
+func (b *batchTUN) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
+	select {
+	case batch := <-b.in:
+		for i, p := range batch {
+			sizes[i] = copy(bufs[i][offset:], p)
+		}
+		return len(batch), nil
+	case <-b.ended:
+		return 0, os.ErrDeadlineExceeded
+	}
+}
+
+func (b *batchTUN) SetReadDeadline(t time.Time) error {
+	if !t.IsZero() {
+		close(b.ended)
+	}
+	return nil
+}
+
 // A single packet goes at once; many, and all that come while they wait or while the links are crowded, wait for room and go in batches.
 func TestLinks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var links noted
-		tun := NewMemTUN(3)
+		tun := &batchTUN{NewMemTUN(3), make(chan [][]byte), make(chan struct{})}
 		p := NewPump(tun, nil)
 		p.Links = &links
 		m, err := NewMap(alice, alice4, alice6)
@@ -86,18 +114,19 @@ func TestLinks(t *testing.T) {
 		synctest.Wait()
 		for _, c := range []struct {
 			name    string
-			packets int
+			batches []int
 			crowded bool
 			want    string
 		}{
-			{"single", 1, false, "p"},
-			{"more than a batch", 4, false, "rcppppurr"},
-			{"single again", 1, false, "p"},
-			{"crowded", 1, true, "rcpur"},
+			{"single", []int{1}, false, "p"},
+			{"many", []int{3}, false, "rcpppur"},
+			{"many and one", []int{3, 1}, false, "rcppppurr"},
+			{"single again", []int{1}, false, "p"},
+			{"crowded", []int{1}, true, "rcpur"},
 		} {
 			links.begin(c.crowded)
-			for range c.packets {
-				tun.Send(udp(alice4.Addr(), bobAtAlice4, 1, 2, "x"))
+			for _, n := range c.batches {
+				tun.in <- slices.Repeat([][]byte{udp(alice4.Addr(), bobAtAlice4, 1, 2, "x")}, n)
 			}
 			time.Sleep(time.Second)
 			synctest.Wait()
@@ -106,7 +135,7 @@ func TestLinks(t *testing.T) {
 			}
 		}
 		// What waits at the end is given back.
-		tun.Send(udp(alice4.Addr(), bobAtAlice4, 1, 2, "x"))
+		tun.in <- [][]byte{udp(alice4.Addr(), bobAtAlice4, 1, 2, "x")}
 		synctest.Wait()
 		cancel()
 		ended.Wait()
