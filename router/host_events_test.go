@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -87,17 +88,17 @@ func TestChanges(t *testing.T) {
 // TestFeed: nobody looks while nobody listens; a listener first hears how it is now; one that does not read loses events and is told how many; memory is bounded.
 func TestFeed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		looks := 0
+		var count atomic.Int64
+		looks := func() int { return int(count.Load()) }
 		f := newFeed(func() control.Status { // the one edge is another one at each look: two events
-			looks++
-			return control.Status{State: control.Ready, Edges: []control.Edge{{Relay: fmt.Sprint(looks)}}}
+			return control.Status{State: control.Ready, Edges: []control.Edge{{Relay: fmt.Sprint(count.Add(1))}}}
 		})
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error)
 		go func() { done <- f.run(ctx) }()
 		time.Sleep(time.Minute)
-		if looks != 0 {
-			t.Errorf("%d looks for nobody", looks)
+		if looks() != 0 {
+			t.Errorf("%d looks for nobody", looks())
 		}
 
 		var kinds []string
@@ -122,17 +123,17 @@ func TestFeed(t *testing.T) {
 			return nil
 		})
 		synctest.Wait()
-		before := looks
+		before := looks()
 		time.Sleep(1000 * feedEvery)
-		rounds := looks - before
+		rounds := looks() - before
 		close(wait)
-		time.Sleep(time.Hour)
+		time.Sleep(time.Minute)
 		synctest.Wait()
 		stop()
 		synctest.Wait()
 		// After the first, eventQueue were kept; of the rest of that time all are counted.
-		if want := uint64(2*rounds - eventQueue); lost < want-4 || lost > want+4 || told < 2*(looks-before)-int(lost)-4 {
-			t.Errorf("%d told, %d lost, %d expected to be; %d looks", told, lost, want, looks-before)
+		if want := uint64(2*rounds - eventQueue); lost < want-4 || lost > want+4 || told < 2*(looks()-before)-int(lost)-4 {
+			t.Errorf("%d told, %d lost, %d expected to be; %d looks", told, lost, want, looks()-before)
 		}
 
 		var all []context.CancelFunc
@@ -150,9 +151,9 @@ func TestFeed(t *testing.T) {
 			stop()
 		}
 		time.Sleep(2 * feedEvery)
-		before = looks
+		before = looks()
 		time.Sleep(time.Minute)
-		if looks != before {
+		if looks() != before {
 			t.Error("it looks for nobody")
 		}
 		cancel()

@@ -184,7 +184,7 @@ func TestWatchTerminal(t *testing.T) {
 			setSize(t, tty, 100, 60)
 			unix.Kill(unix.Getpid(), unix.SIGWINCH)
 		}
-		return resized && strings.Contains(seen.String(), "not hidden")
+		return resized && strings.Count(seen.String(), "\x1b[2J") == 2 && strings.Contains(seen.String(), "not hidden")
 	})
 	text := seen.until(t, leaveScreen)
 	text, ok := strings.CutPrefix(text, enterScreen)
