@@ -199,12 +199,12 @@ func TestFilterInput(t *testing.T) {
 	defer server.Close()
 	hold := n.Self("role-hold", "lokinet7")
 	started(t, hold, nil)
-	for at, want := range map[string]string{"10.9.0.2:80": "connected\n", "172.20.0.1:80": "silence\n"} {
-		if out, err := other.Self("role-dial", at, "1s").CombinedOutput(); err != nil || string(out) != want {
+	for at, want := range map[string]string{"10.9.0.2:80 20s": "connected\n", "172.20.0.1:80 1s": "silence\n"} {
+		if out, err := other.Self(append([]string{"role-dial"}, strings.Fields(at)...)...).CombinedOutput(); err != nil || string(out) != want {
 			t.Errorf("from a neighbour, %s: %q, %v; want %q", at, out, err, want)
 		}
 	}
-	if out, err := n.Self("role-dial", "172.20.0.1:80", "1s").CombinedOutput(); err != nil || string(out) != "connected\n" {
+	if out, err := n.Self("role-dial", "172.20.0.1:80", "20s").CombinedOutput(); err != nil || string(out) != "connected\n" {
 		t.Errorf("from the host itself: %q, %v", out, err)
 	}
 }

@@ -31,7 +31,7 @@ const (
 // A machine that sleeps is played by a daemon that is stopped while the relays that it is connected to are killed and started again, so that they know of it as little as
 // after ten minutes; its clock of what time has passed, sleep included, then says ten minutes more.
 func TestRoaming(t *testing.T) {
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	d, err := newDemo(ctx, &app{out: os.Stdout, err: os.Stderr})
 	if err != nil {
