@@ -245,8 +245,8 @@ func TestReachability(t *testing.T) {
 				if passed+failed+len(tests[n]) != 0 {
 					t.Errorf("relay %d: %d passed, %d failed, %v", n, passed, failed, tests[n])
 				}
-			case dead, mute, failing: // after 10, 20, 30 ... s, each about 3 s off
-				if passed != 0 || failed != len(tests[n]) || len(tests[n]) < 5 || len(tests[n]) > 9 {
+			case dead, mute, failing: // after 10, 20, 30 ... s, each about 3 s off; the last may still wait for an answer
+				if passed != 0 || failed > len(tests[n]) || failed < len(tests[n])-1 || len(tests[n]) < 5 || len(tests[n]) > 9 {
 					t.Errorf("relay %d: %d passed, %d failed, %v", n, passed, failed, tests[n])
 				}
 			default: // 3 a second together

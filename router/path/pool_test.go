@@ -413,7 +413,11 @@ func TestSilentEdge(t *testing.T) {
 			t.Errorf("%d connections closed", len(closed))
 		}
 		for range 20 {
-			r := n.byID[c.MoreEdges(0, func(id key.Public) bool { return c.links[id] != nil })[0].ID]
+			more := c.MoreEdges(0, func(id key.Public) bool { return c.links[id] != nil })
+			if len(more) == 0 {
+				break
+			}
+			r := n.byID[more[0].ID]
 			r.setSilent(false)
 			c.dial(r)
 			n.run(time.Second, []*simClient{c}, nil)
@@ -422,9 +426,6 @@ func TestSilentEdge(t *testing.T) {
 				p.Suspect()
 			}
 			n.run(2*time.Second, []*simClient{c}, nil)
-			if len(c.MoreEdges(0, nil)) == 0 {
-				break
-			}
 		}
 		if got := c.Stats().EdgesDropped; got != uint64(c.opt.Edges) {
 			t.Errorf("%d edges were given up in a minute", got)
