@@ -80,6 +80,7 @@ type app struct {
 	config string
 	socket string
 	json   bool
+	in     io.Reader // nil: standard input, if it is a terminal
 	out    io.Writer
 	err    io.Writer
 	clock  func() time.Time            // nil: time.Now

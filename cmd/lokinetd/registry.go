@@ -145,7 +145,7 @@ func (a *app) registryCommand() *cobra.Command {
 	})
 
 	return group("registry", "Make and change the network file of a private network",
-		newFile, add, remove, name, sign, a.registryShowCommand())
+		a.registryInitCommand(), newFile, add, remove, name, sign, a.registryRotateCommand(), a.registryShowCommand())
 }
 
 // addRelays registers the relays that arg names: a key, an address, or a file with one contact or a list of them.

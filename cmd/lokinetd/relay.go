@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"io/fs"
 	"net/netip"
@@ -125,15 +124,9 @@ func (a *app) relayContact(f contactFlags) error {
 	if f.key == "" {
 		f.key = c.Relay.Key
 	}
-	sec, err := key.LoadSecret(f.key)
-	if errors.Is(err, fs.ErrNotExist) {
-		sec = key.Generate()
-		if err = os.MkdirAll(filepath.Dir(f.key), 0o700); err == nil {
-			err = sec.Save(f.key)
-		}
-		if err == nil {
-			fmt.Fprintf(a.err, "made a new key: %s (keep a copy; the relay is this key)\n", f.key)
-		}
+	sec, made, err := loadOrMakeKey(c.DataDir, f.key)
+	if made {
+		fmt.Fprintf(a.err, "made a new key: %s (keep a copy; the relay is this key)\n", f.key)
 	}
 	if err != nil {
 		return err

@@ -282,7 +282,7 @@ func (a *app) addService(cmd *cobra.Command, s newService) error {
 	}
 	added := c.Service[len(c.Service)-1]
 
-	secret, made, err := serviceKey(c.DataDir, added.Key)
+	secret, made, err := loadOrMakeKey(c.DataDir, added.Key)
 	if err != nil {
 		return err
 	}
@@ -333,8 +333,8 @@ func listens(at netip.AddrPort) bool {
 	return err == nil
 }
 
-// serviceKey reads a key file, or makes it, for the daemon to read: it belongs to the owner of the data directory then.
-func serviceKey(dataDir, file string) (secret *key.Secret, made bool, err error) {
+// loadOrMakeKey reads a key file, or makes it for the daemon to read: it belongs to the owner of the data directory then.
+func loadOrMakeKey(dataDir, file string) (secret *key.Secret, made bool, err error) {
 	secret, err = key.LoadSecret(file)
 	if !errors.Is(err, fs.ErrNotExist) {
 		return secret, false, err

@@ -74,12 +74,13 @@ type walk struct {
 	ctx      context.Context
 	dir      string
 	machines map[string]*lab.Node
+	at       map[string]string // machines by their addresses
 	found    map[string]string // what the words in capitals stand for
 }
 
 // newWalk makes the folder of programs that the machines have: lokinetd, and stand-ins for what a test must not do to this machine.
 func newWalk(t *testing.T, ctx context.Context, dir string) *walk {
-	w := &walk{t: t, ctx: ctx, dir: dir, machines: map[string]*lab.Node{}, found: map[string]string{}}
+	w := &walk{t: t, ctx: ctx, dir: dir, machines: map[string]*lab.Node{}, at: map[string]string{}, found: map[string]string{}}
 	bin := filepath.Join(dir, "bin")
 	self, err := os.Executable()
 	if err == nil {
@@ -135,7 +136,7 @@ func (w *walk) add(l *lab.Lab, name, addr string) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	w.machines[name] = node
+	w.machines[name], w.at[addr] = node, name
 	example, err := filepath.Abs("../../packaging/lokinetd.toml")
 	if err != nil {
 		w.t.Fatal(err)
@@ -185,6 +186,7 @@ func (w *walk) put(machine, file, table string) {
 
 var (
 	capital = regexp.MustCompile(`[A-Z0-9]+_(ADDRESS|KEY)`)
+	login   = regexp.MustCompile(`root@[0-9.]+`)
 	looking = regexp.MustCompile(`^(lokinetd (status|service (show|list)|address|resolve|ping|relay list|registry show)|curl|cat|ls)\b`)
 )
 
@@ -220,8 +222,13 @@ func (w *walk) run(s step) {
 	}
 }
 
-// copied runs a command, or does what scp does between the machines.
+// copied runs a command, or does what scp and ssh do between the machines.
 func (w *walk) copied(machine, command string) (string, error) {
+	command = login.ReplaceAllStringFunc(command, func(at string) string { return w.at[strings.TrimPrefix(at, "root@")] })
+	if args, ok := strings.CutPrefix(command, "ssh "); ok {
+		host, script, _ := strings.Cut(args, " ")
+		return w.try(host, strings.Trim(script, "'"))
+	}
 	args, ok := strings.CutPrefix(command, "scp ")
 	if !ok {
 		return w.try(machine, command)
@@ -277,6 +284,40 @@ func (w *walk) shows(want []string, out string) error {
 		w.found[name] = value
 	}
 	return nil
+}
+
+// TestPrivateNetwork walks through docs/private-network.md, and types the commands that registry init prints: the document has them all, and no others.
+func TestPrivateNetwork(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
+	defer cancel()
+	l, err := lab.New(lab.NodeConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	w := newWalk(t, ctx, t.TempDir())
+	w.add(l, "operator", "10.77.0.1")
+	for i := range 5 {
+		w.add(l, fmt.Sprint("relay", i+1), fmt.Sprint("10.77.0.", 11+i))
+	}
+	w.add(l, "alice", "10.77.0.31")
+	w.add(l, "bob", "10.77.0.32")
+	defer w.told()
+	all := steps(t, "../../docs/private-network.md")
+	printed := w.sh("operator", strings.Replace(all[0].command, " home ", " printed ", 1))
+	for line := range strings.Lines(strings.ReplaceAll(printed, "printed/", "home/")) {
+		command := strings.TrimSpace(line)
+		if regexp.MustCompile("^(scp|ssh|rm) ").MatchString(command) && !slices.ContainsFunc(all, func(s step) bool { return s.command == command }) {
+			t.Errorf("the document does not say %q", command)
+		}
+	}
+	for _, s := range all {
+		w.run(s)
+	}
+	if out := w.sh("relay1", "lokinetd registry show /etc/lokinetd/home.network"); !strings.Contains(out, w.found["NEW_KEY"]) {
+		t.Errorf("the first relay's network is %s", out)
+	}
+	w.run(step{0, "bob", "lokinetd ping " + w.found["BLOG_ADDRESS"] + ".loki", []string{"4 of 4 answered"}})
 }
 
 // TestHosting walks through docs/hosting.md.
