@@ -129,7 +129,7 @@ func (a *alone) program(name string, args ...string) (*lines, error) {
 	c := a.Self(append([]string{"bench", name, "-relay-key", a.in("relay.key"), "-end-key", a.in("end.key")}, args...)...)
 	out := newLines(a.ctx)
 	c.Stdout, c.Stderr = out, os.Stderr
-	return out, c.Start()
+	return out, out.follow(c)
 }
 
 // relayBench measures one kind of relay, saturated and with sparse datagrams. profiles is the directory for a CPU profile of the saturated relay, or empty.

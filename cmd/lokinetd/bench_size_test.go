@@ -310,7 +310,7 @@ func clientSize(ctx context.Context, dir string) (all []sizeStep, err error) {
 	remotes := host.node.Self("bench", "remotes", "-dir", dir, "-operator", d.operator.Public().String(), "-at", "10.77.0.101:1190")
 	out := newLines(ctx)
 	remotes.Stdout, remotes.Stderr = out, os.Stderr
-	if err := remotes.Start(); err != nil {
+	if err := out.follow(remotes); err != nil {
 		return nil, err
 	}
 	if err := guest.wait(ctx, func(st control.Status) bool { return st.State == control.Ready }); err != nil {
@@ -322,7 +322,7 @@ func clientSize(ctx context.Context, dir string) (all []sizeStep, err error) {
 	call := guest.node.Self("bench", "call", "-dir", dir)
 	calls := newLines(ctx)
 	call.Stdout, call.Stderr = calls, os.Stderr
-	if err := call.Start(); err != nil {
+	if err := calls.follow(call); err != nil {
 		return nil, err
 	}
 	pid := childrenOf(guest.node.PID(), "lokinetd.toml")

@@ -22,6 +22,8 @@ import (
 
 	"github.com/miekg/dns"
 	"golang.org/x/net/proxy"
+
+	"lokinetd/netif/lab"
 )
 
 // The traffic programs run in the nodes of all networks that are compared. Each is this test program again, started with the word bench and
@@ -498,6 +500,19 @@ func (l *lines) Write(p []byte) (int, error) {
 		default:
 		}
 	}
+}
+
+// follow starts a program whose output l is; if it fails that is a line too.
+func (l *lines) follow(c *lab.Cmd) error {
+	if err := c.Start(); err != nil {
+		return err
+	}
+	go func() {
+		if err := c.Wait(); err != nil {
+			fmt.Fprintf(l, "%v\n", err)
+		}
+	}()
+	return nil
 }
 
 // next waits for a line.
