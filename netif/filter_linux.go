@@ -24,7 +24,7 @@ import (
 //	}
 
 // filterTime bounds a transaction: a kernel without nftables may answer only the first of its parts.
-const filterTime = 2 * time.Second
+const filterTime = 5 * time.Second
 
 // tableOf is the name of the table of an interface.
 func tableOf(name string) string {

@@ -43,11 +43,11 @@ const (
 	exposureLimit = 2.5
 )
 
-func newDebian(t *testing.T, d *demoNet) *debian {
+func newDebian(t *testing.T, d *demoNet, base string) *debian {
 	t.Helper()
 	h := &debian{t: t, d: d, root: filepath.Join(t.TempDir(), "root"), spy: &spy{}}
 	h.must(os.Mkdir(h.root, 0o755))
-	if out, err := exec.Command("tar", "-xf", "../../.cache/debian-12.tar", "-C", h.root).CombinedOutput(); err != nil {
+	if out, err := exec.Command("tar", "-xf", "../../.cache/debian-12"+base+".tar", "-C", h.root).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s (packaging/test/base makes it)", err, out)
 	}
 	h.write("etc/systemd/resolved.conf.d/test.conf", "[Resolve]\nDNS="+spyAddr+"\nFallbackDNS=\nLLMNR=no\nMulticastDNS=no\n")
@@ -296,8 +296,33 @@ func TestPackagePlain(t *testing.T) {
 	})
 }
 
+// TestPackageNetworkManager is the same on a desktop whose NetworkManager writes /etc/resolv.conf, and has dnsmasq.
+func TestPackageNetworkManager(t *testing.T) {
+	testPackage(t, packageWorld{
+		method: "networkmanager", base: "-network-manager",
+		prepare: `dpkg -P libnss-resolve systemd-resolved 2>&1; rm -f /etc/resolv.conf
+cat >/etc/NetworkManager/system-connections/home.nmconnection <<END
+[connection]
+id=home
+type=ethernet
+interface-name=eth0
+[ipv4]
+method=manual
+address1=` + debianAddr + `/16,10.77.0.1
+dns=` + spyAddr + `;
+[ipv6]
+method=manual
+address1=fd77::150/64,fd77::1
+may-fail=false
+END
+chmod 600 /etc/NetworkManager/system-connections/home.nmconnection
+systemctl restart NetworkManager; nmcli connection up home; nmcli --wait 20 general status`,
+	})
+}
+
 // packageWorld is what hosts differ in.
 type packageWorld struct {
+	base      string // of the system: .cache/debian-12BASE.tar
 	method    string // of the host's resolver, as dns status names it
 	prepare   string // a script that makes the host so
 	config    string
@@ -323,7 +348,7 @@ func testPackage(t *testing.T, w packageWorld) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := newDebian(t, d)
+	h := newDebian(t, d, w.base)
 	if w.prepare != "" {
 		h.sh(w.prepare)
 	}
@@ -461,11 +486,17 @@ rm -r /run/systemd/system/lokinetd.service.d; systemctl daemon-reload`
 		h.leaks()
 	}
 
-	t.Log("reload")
+	t.Log("a service")
 	pid := h.sh("systemctl show -P MainPID lokinetd")
-	h.write("etc/lokinetd/lokinetd.toml", conf+w.config+"[[service]]\nname = \"blog\"\nports = [\"tcp/80\"]\n")
+	if out := h.sh("lokinetd service add blog 80:127.0.0.1:8080 2>&1"); !strings.Contains(out, "systemctl reload lokinetd") {
+		t.Errorf("service add: %s", out)
+	}
+	if out := h.sh("stat -c '%U %a' /var/lib/lokinetd/service-blog.key"); out != "lokinetd 600" {
+		t.Errorf("the key is %s", out)
+	}
 	h.sh("systemctl reload lokinetd")
-	h.until("lokinetd status", "blog")
+	h.until("lokinetd service show blog", "tcp/80 -> 127.0.0.1:8080")
+	h.until("ss -Hltn 'sport = :80'", ":80 ") // a low port, without root
 	if now := h.sh("systemctl show -P MainPID lokinetd"); now != pid {
 		t.Errorf("a reload has made process %s of %s", now, pid)
 	}
