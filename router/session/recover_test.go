@@ -297,6 +297,9 @@ func TestSwitchLost(t *testing.T) {
 		a.table.move(c, other)
 		a.table.sendSwitch(c, time.Now())
 		a.table.unlock()
+		b.table.lock()
+		b.table.remotes[a.addr()].retry = time.Now().Add(time.Hour) // or it calls us
+		b.table.unlock()
 		start, at := time.Now(), time.Duration(0)
 		for range 40 {
 			b.send(a, "news")
