@@ -186,6 +186,12 @@ func (v *view) endpoint(e control.Endpoint, r *control.Relay) {
 		if e.PublishedAt != nil {
 			known = v.since("published ", e.PublishedAt)
 		}
+		if e.ClientsFrom != "" {
+			known += ", for " + counted(e.Clients, "client") + " only"
+		}
+		if n := e.Refused + e.TooMany; n > 0 {
+			known += fmt.Sprintf("; %d calls refused", n)
+		}
 		v.block("", fmt.Sprintf("open: %s; %s", orNone(strings.Join(e.Ports, " ")), known))
 	}
 }

@@ -298,3 +298,13 @@ func TestSpan(t *testing.T) {
 		}
 	}
 }
+
+func TestStatusOfService(t *testing.T) {
+	s := clientStatus()
+	e := &s.Endpoints[1]
+	e.ClientsFrom, e.Clients, e.Refused, e.TooMany = "/etc/lokinetd/family", 1, 12, 3
+	text := strings.Join((&view{now: goldenNow, marks: asciiMarks}).status(s), "\n")
+	if !strings.Contains(text, "published 5m0s ago, for 1 client only; 15 calls refused\n") {
+		t.Error(text)
+	}
+}
