@@ -204,7 +204,9 @@ func TestPublishLost(t *testing.T) {
 			t.Error("the lost path is still published")
 		}
 
+		f.mu.Lock()
 		f.refuse = nil
+		f.mu.Unlock()
 		f.run(3 * time.Minute)
 		for _, p := range a.pools[0].all() {
 			p.blind(true)

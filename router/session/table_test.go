@@ -245,12 +245,14 @@ func TestSeekAtOnce(t *testing.T) {
 		a := f.client(alice, nil)
 		f.run(4 * time.Second)
 		under, most := 0, 0
+		f.mu.Lock()
 		f.refuse = func(method string, _ int) error {
 			if method == netdb.MethodFindCC {
 				under++
 			}
 			return nil
 		}
+		f.mu.Unlock()
 		const calls = 300
 		for range calls {
 			go a.table.Connect(t.Context(), key.Address{Key: key.Generate().Public()})
