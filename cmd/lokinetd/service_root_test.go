@@ -140,7 +140,9 @@ func TestServiceReload(t *testing.T) {
 		must(g.wait(ctx, func(s control.Status) bool { return s.State == control.Ready }))
 	}
 	curl := func(g *demoHost, limit time.Duration, args ...string) ([]byte, error) {
-		return g.node.Command(append([]string{"curl", "-sS", "--fail", "--max-time", fmt.Sprint(limit.Seconds())}, args...)...).Output()
+		// A reload takes a moment, of which nothing tells the end if the services are the same: a port may still be closed at first.
+		return g.node.Command(append([]string{"curl", "-sS", "--fail", "--retry", "20", "--retry-delay", "1", "--retry-connrefused", "--retry-max-time", "20",
+			"--max-time", fmt.Sprint(limit.Seconds())}, args...)...).Output()
 	}
 
 	var wg sync.WaitGroup
@@ -202,7 +204,7 @@ func TestServiceReload(t *testing.T) {
 		t.Errorf("a port that was taken before: %q, %v", page, err)
 	}
 	reload(both, private, public)
-	if page, err := curl(mallory, 5*time.Second, "http://"+address["private"]+"/"); err == nil {
+	if page, err := curl(mallory, 5*time.Second, "--retry", "0", "http://"+address["private"]+"/"); err == nil {
 		t.Errorf("who is on no list reaches the service: %q", page)
 	}
 	if page, err := curl(mallory, 20*time.Second, "http://"+address["public"]+":82/"); err != nil || string(page) != demoPage {
