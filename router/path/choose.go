@@ -37,7 +37,12 @@ type chooser struct {
 	wary    bool // avoid relays of paths that fell silent
 	// used is how many paths of the same pool each relay is in: those with the fewest are preferred, so that the death of one leaves other paths.
 	used map[key.Public]int
+	// inside is the same without the paths' edges.
+	inside map[key.Public]int
 }
+
+// fewRelays is how small a network is in which our edges are likely to be drawn for other paths as well.
+const fewRelays = 50
 
 // bad says whether a relay is to be avoided, with an allowance of time-outs.
 func (c *chooser) bad(id key.Public, allowance int) bool {
@@ -152,11 +157,18 @@ func (c *chooser) anyEdge(ok func(*netdb.RelayContact) bool) (edge, bool) {
 	return fit[random(len(fit))], true
 }
 
-// draw draws one of the relays that pass ok, uniformly among those that are no edges and of which the pool has no path if there are any; nil: none passes.
+// shared says whether a path had better not go on over a relay, since the pool has another path over it. Edges do not count where there are many relays: everybody sees where
+// a service's paths end, and who is called what comes before, and would learn which relays are our edges by their never being there.
+func (c *chooser) shared(id key.Public) bool {
+	if c.store.Len() > fewRelays {
+		return c.inside[id] > 0
+	}
+	return c.used[id] > 0 || slices.ContainsFunc(c.edges, func(e edge) bool { return e.contact.ID == id })
+}
+
+// draw draws one of the relays that pass ok, uniformly among those that are not shared if there are any; nil: none passes.
 func (c *chooser) draw(ok func(*netdb.RelayContact) bool) *netdb.RelayContact {
-	drawn := c.store.Random(1, func(r *netdb.RelayContact) bool {
-		return c.used[r.ID] == 0 && ok(r) && !slices.ContainsFunc(c.edges, func(e edge) bool { return e.contact.ID == r.ID })
-	})
+	drawn := c.store.Random(1, func(r *netdb.RelayContact) bool { return !c.shared(r.ID) && ok(r) })
 	if len(drawn) == 0 {
 		drawn = c.store.Random(1, ok)
 	}

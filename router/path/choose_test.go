@@ -2,6 +2,7 @@ package path
 
 import (
 	"errors"
+	"maps"
 	"net/netip"
 	"slices"
 	"testing"
@@ -166,6 +167,31 @@ func TestInboundChoice(t *testing.T) {
 		}
 		if len(seen) != len(c.want) {
 			t.Errorf("%s: ends at %v only", c.what, seen)
+		}
+	}
+}
+
+// TestEdgesAnywhere: in a network that is not small edges are drawn inside paths as others are, or where they never are would tell who they are; relays inside another path of
+// the pool are not.
+func TestEdgesAnywhere(t *testing.T) {
+	var names []string
+	for i := range fewRelays + 1 {
+		names = append(names, string([]byte{byte('a' + i/5), byte('1' + i%5)}))
+	}
+	w := newTown(t, 0, []string{"a1"}, names...)
+	w.used, w.inside = map[key.Public]int{w.ids["a1"]: 2, w.ids["b1"]: 1}, map[key.Public]int{w.ids["b1"]: 1}
+	for _, c := range []struct{ of, want []string }{
+		{[]string{"a1", "a2"}, []string{"a1", "a2"}},
+		{[]string{"a1", "b1"}, []string{"a1"}},
+		{[]string{"b1"}, []string{"b1"}},
+	} {
+		seen := make(map[string]bool)
+		for range 60 {
+			r := w.draw(func(r *netdb.RelayContact) bool { return slices.Contains(c.of, w.name[r.ID]) })
+			seen[w.name[r.ID]] = true
+		}
+		if got := slices.Sorted(maps.Keys(seen)); !slices.Equal(got, c.want) {
+			t.Errorf("of %v: %v", c.of, got)
 		}
 	}
 }

@@ -200,7 +200,7 @@ func (c *Client) suspectLike(dead *Path) {
 	}
 }
 
-// askEdges asks all edges for a sign of life, unless that was done just now, and gives up those of which nothing is heard for so long while somebody else is. It
+// askEdges asks all edges for a sign of life, unless that was done just now, and gives up those of which nothing is heard for so long, or what is usual with them, while somebody else is. It
 // returns when, as sign counts.
 func (c *Client) askEdges(now time.Time, wait time.Duration) int64 {
 	const often = int64(500 * time.Millisecond)
@@ -216,7 +216,7 @@ func (c *Client) askEdges(now time.Time, wait time.Duration) int64 {
 			ctx, cancel := context.WithTimeout(c.ctx, requestTimeout)
 			defer cancel()
 			before := c.heardOver(l)
-			defer time.AfterFunc(wait, func() {
+			defer time.AfterFunc(max(wait, edgePatience(before)), func() {
 				if c.sign.Load() > at && maps.Equal(c.heardOver(l), before) {
 					c.dropEdge(l, now)
 				}
@@ -228,6 +228,20 @@ func (c *Client) askEdges(now time.Time, wait time.Duration) int64 {
 		})
 	}
 	return at
+}
+
+// edgePatience is how long an edge may take that has these paths: another one may be much nearer than it is. It takes pool.mu.
+func edgePatience(over map[*Path]uint64) time.Duration {
+	if len(over) == 0 {
+		return maxPatience / 2 // nothing is known
+	}
+	least := maxPatience
+	for p := range over {
+		p.pool.mu.Lock()
+		least = min(least, p.patience())
+		p.pool.mu.Unlock()
+	}
+	return least
 }
 
 // heardOver counts what came over each path of an edge.

@@ -36,8 +36,9 @@ type simRelay struct {
 	id     key.Public
 	relay  *Relay // replaced by restart
 	local  *localTap
-	silent bool        // takes everything and answers nothing
-	shirks atomic.Bool // as an edge: takes part in builds and answers for itself, and passes nothing on
+	silent bool          // takes everything and answers nothing
+	shirks atomic.Bool   // as an edge: takes part in builds and answers for itself, and passes nothing on
+	far    time.Duration // as an edge: this much farther; set before anything is sent
 	self   *simPeer
 }
 
@@ -249,6 +250,7 @@ func (l *simUp) Request(ctx context.Context, name string, body []byte) ([]byte, 
 	}
 	body = bytes.Clone(body)
 	return l.client.net.request(ctx, func(reply func([]byte, bool)) {
+		time.Sleep(l.relay.far)
 		switch {
 		case l.dead():
 		case name == nameEdge: // router answers it

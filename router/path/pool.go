@@ -450,11 +450,14 @@ func (p *Pool) lasting(now time.Time, d time.Duration) (intros []netdb.Intro) {
 // plan decides relays and expiry of a new path. Together with errNotEdge it gives the path all the same.
 func (p *Pool) plan(ch *chooser, intros []netdb.Intro, now time.Time) (*Path, error) {
 	path := &Path{pool: p}
-	ch.used = make(map[key.Public]int)
+	ch.used, ch.inside = make(map[key.Public]int), make(map[key.Public]int)
 	for _, other := range p.paths {
 		if s := other.state.Load(); s == pathBuilding || s == pathUp {
-			for _, id := range other.relays {
+			for i, id := range other.relays {
 				ch.used[id]++
+				if i > 0 {
+					ch.inside[id]++
+				}
 			}
 		}
 	}
@@ -487,7 +490,7 @@ func (p *Pool) plan(ch *chooser, intros []netdb.Intro, now time.Time) (*Path, er
 }
 
 // introduce chooses the introduction that a new path goes to: a random one of the relays with the fewest paths of ours, and there the longest lasting. Among those, relays
-// that did not answer lately come last, then those in the middle of another path of ours.
+// that did not answer lately come last, then those that another path of ours leads over.
 func (p *Pool) introduce(ch *chooser, intros []netdb.Intro) netdb.Intro {
 	ours := make(map[key.Public]int)
 	for _, path := range p.paths {
@@ -511,7 +514,7 @@ func (p *Pool) introduce(ch *chooser, intros []netdb.Intro) netdb.Intro {
 		if ch.bad(id, allowHop) {
 			n += 2
 		}
-		if ch.used[id] > 0 {
+		if ch.shared(id) {
 			n++
 		}
 		return n

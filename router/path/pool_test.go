@@ -425,12 +425,34 @@ func TestSilentEdge(t *testing.T) {
 			for _, p := range pool.Paths(time.Now()) {
 				p.Suspect()
 			}
-			n.run(2*time.Second, []*simClient{c}, nil)
+			n.run(3*time.Second, []*simClient{c}, nil)
 		}
 		if got := c.Stats().EdgesDropped; got != uint64(c.opt.Edges) {
 			t.Errorf("%d edges were given up in a minute", got)
 		}
 	})
+}
+
+// TestFarEdge: an edge that is farther away than others, with paths of ours or without, is not given up when the others are asked for a sign of life.
+func TestFarEdge(t *testing.T) {
+	for _, want := range []int{1, 4} {
+		world(t, 12, DefaultOptions(), func(t *testing.T, n *simNet, c *simClient) {
+			n.relays[0].far = minPatience + 100*time.Millisecond
+			pool := c.NewPool(PoolConfig{Kind: Inbound, Hops: 3, Want: want, Owner: newWatcher(t)})
+			n.run(7*time.Second, []*simClient{c}, nil)
+			for range 5 {
+				for _, p := range pool.Paths(time.Now()) {
+					if p.relays[0] != n.relays[0].id {
+						p.Suspect()
+					}
+				}
+				n.run(3*time.Second, []*simClient{c}, nil)
+			}
+			if s := c.Stats(); s.EdgesDropped != 0 || s.PathsExamined != 0 {
+				t.Errorf("%d paths: %+v", want, s)
+			}
+		})
+	}
 }
 
 // TestStandby: no relay is in most paths of a pool, so that its death leaves others.
