@@ -33,6 +33,8 @@ type client struct {
 	juries atomic.Int32
 	kick   chan struct{} // has run go round at once
 
+	dialling sync.Mutex // held by dialEdges, or two would dial for the same want
+
 	mu        sync.Mutex
 	endpoints []*Endpoint
 	closed    bool
@@ -96,6 +98,8 @@ func (c *client) wake() {
 
 // dialEdges begins the dials that are due. One that takes longer than slowDial counts no more: its relay may be dead, which shows after 10 s only, and paths wait for edges.
 func (c *client) dialEdges(now time.Time) {
+	c.dialling.Lock()
+	defer c.dialling.Unlock()
 	peers := c.n.peers
 	all, slow := peers.Dials(now.Add(-slowDial))
 	if all >= maxEdgeDials {

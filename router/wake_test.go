@@ -133,3 +133,32 @@ func TestWays(t *testing.T) {
 		}
 	}
 }
+
+// TestDialOnce: whoever finds at the same time that edges are missing, no more are dialled than are.
+func TestDialOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
+		dialled := map[key.Public]bool{}
+		w := newFakeWire()
+		w.dial = func(ctx context.Context, _ netip.AddrPort, remote key.Public, _ link.Kind) (link.Conn, error) {
+			mu.Lock()
+			dialled[remote] = true
+			mu.Unlock()
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}
+		n := runNode(t, NodeConfig{Wire: w, Network: testFile(13, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12), Paths: path.ClientConfig{Options: path.DefaultOptions()}})
+		time.Sleep(slowDial + 50*time.Millisecond) // the first four are slow now, and the next round has not come
+		var all sync.WaitGroup
+		for range 32 {
+			all.Go(func() { n.client.dialEdges(time.Now()) })
+		}
+		all.Wait()
+		synctest.Wait()
+		mu.Lock()
+		defer mu.Unlock()
+		if len(dialled) != 2*path.DefaultOptions().Edges {
+			t.Errorf("%d relays were dialled", len(dialled))
+		}
+	})
+}
