@@ -15,8 +15,10 @@ package config
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -229,7 +231,9 @@ func LoadWith(path string, adjust func(*Config)) (*Config, error) {
 		return parse(c, nil, path)
 	}
 	f, err := os.Open(path)
-	if err != nil {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("there is no configuration: %w (--config FILE names another one)", err)
+	} else if err != nil {
 		return nil, fmt.Errorf("config: %w", err)
 	}
 	defer f.Close()

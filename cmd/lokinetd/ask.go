@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -14,25 +15,29 @@ import (
 	"lokinetd/router/control"
 )
 
-// client makes the client of the daemon that the flags name: --socket, else that of the user's own `lokinetd proxy`, else
-// the socket of the configuration, else, where there is no configuration, the default one.
+// client makes the client of the daemon behind socketFile.
 func (a *app) client() (*control.Client, error) {
-	path := a.socket
-	if path == "" {
-		path = a.ownSocket()
-	}
-	if path == "" {
-		c, err := config.Load(a.config)
-		switch {
-		case err == nil:
-			path = c.Control.Socket
-		case a.config == defaultConfig && errors.Is(err, fs.ErrNotExist):
-			path = config.Default().Control.Socket
-		default:
-			return nil, err
-		}
+	path, err := a.socketFile()
+	if err != nil {
+		return nil, err
 	}
 	return control.NewClient(path), nil
+}
+
+// socketFile is the socket of the daemon that the flags name: --socket, else that of the user's own `lokinetd proxy`, else
+// the socket of the configuration that is meant, else, where there is no configuration, the default one.
+func (a *app) socketFile() (string, error) {
+	if path := cmp.Or(a.socket, a.ownSocket()); path != "" {
+		return path, nil
+	}
+	c, _, err := a.meantConfig()
+	switch {
+	case err == nil:
+		return c.Control.Socket, nil
+	case a.config == defaultConfig && errors.Is(err, fs.ErrNotExist):
+		return config.Default().Control.Socket, nil
+	}
+	return "", err
 }
 
 func (a *app) addressCommand() *cobra.Command {

@@ -95,9 +95,9 @@ func (a *app) bugreport(ctx context.Context) error {
 
 // reportedConfig reads the configuration that the daemon has, and lets the redactor know the words in it.
 func (a *app) reportedConfig(r *redactor) (*config.Config, error) {
-	c, err := config.Load(a.config)
+	c, _, err := a.meantConfig()
 	if a.config == defaultConfig && errors.Is(err, fs.ErrNotExist) {
-		c, err = config.LoadWith(a.userConfig(), asUser)
+		c, err = config.LoadWith("", asUser)
 	}
 	if err != nil {
 		return nil, err

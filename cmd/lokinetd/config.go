@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -15,15 +16,22 @@ func (a *app) configCommand() *cobra.Command {
 	return group("config", "Check a configuration, or take over that of another program", a.configImportCommand(), &cobra.Command{
 		Use: "check [FILE]", Short: "Say whether a configuration file is right, and what is wrong with it", Args: cobra.MaximumNArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
-			file := a.config
+			c, file, err := a.meantConfig()
 			if len(args) == 1 {
 				file = args[0]
+				c, err = config.Load(file)
 			}
-			c, err := config.Load(file)
 			if err != nil {
 				return err
 			}
-			if c.Network.File == "" {
+			if c.Network.File != "" {
+				if _, err := readNetworkFile(c.Network.File, c.Network.Operator); err != nil {
+					return fmt.Errorf("network.file: %w", err)
+				}
+				if c.Role == config.RoleRelay && !c.Relay.PublicAddress.IsValid() {
+					return errors.New("relay.public_address: not given")
+				}
+			} else {
 				for _, name := range c.Network.Bootstrap {
 					contacts, err := readBootstrap(name, c)
 					if err != nil {
@@ -44,7 +52,7 @@ func bootstrapText(contacts []*netdb.RelayContact, now time.Time) string {
 		return "no relay is in it"
 	}
 	latest := slices.MaxFunc(contacts, func(a, b *netdb.RelayContact) int { return a.Time.Compare(b.Time) })
-	text := fmt.Sprintf("%d relays, the latest contact is of %s", len(contacts), latest.Time.UTC().Format(time.DateOnly))
+	text := fmt.Sprintf("%s, the latest contact is of %s", count(len(contacts), "relay"), latest.Time.UTC().Format(time.DateOnly))
 	if latest.Expired(now) {
 		text += "; all have expired: they are asked all the same, but a current file may be needed"
 	}

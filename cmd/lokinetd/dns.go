@@ -47,7 +47,7 @@ func (a *app) dnsCommand() *cobra.Command {
 
 // hostWorld looks at the host with the configuration's wishes.
 func (a *app) hostWorld(ctx context.Context) (*config.Config, dns.World, dns.Link, error) {
-	c, err := config.Load(a.config)
+	c, _, err := a.meantConfig()
 	if err != nil {
 		return nil, dns.World{}, dns.Link{}, err
 	}

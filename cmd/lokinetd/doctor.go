@@ -82,6 +82,8 @@ type sight struct {
 	Now       time.Time
 	Config    string // its file
 	ConfigErr string
+	NoConfig  bool // the error is that there is none
+	Own       bool // it is that of the user's own `lokinetd proxy`
 	Role      string
 	TUN       string // the interface's name, as configured
 	Names     bool   // there is to be a name server
@@ -114,12 +116,18 @@ func diagnose(w sight) (all []finding) {
 		all = append(all, finding{Check: check, State: state, Text: fmt.Sprintf(format, args...), Do: do})
 		return &all[len(all)-1]
 	}
+	start := "sudo lokinetd run"
+	if s := w.Status; w.Own || s != nil && s.Proxy != nil {
+		start, w.Service = "lokinetd proxy", false
+	}
 	restart := "sudo systemctl restart lokinetd"
 	if !w.Service {
-		restart = "stop the daemon, and: sudo lokinetd run"
+		restart = "stop the daemon, and: " + start
 	}
 
-	if w.ConfigErr != "" {
+	if w.NoConfig {
+		say(problem, "config", "lokinetd doctor --config FILE, if it is elsewhere (docs/private-network.md and docs/public-network.md say what to write)", "%s", w.ConfigErr).exit = exitFailure
+	} else if w.ConfigErr != "" {
 		say(problem, "config", "lokinetd config check "+w.Config, "%s", w.ConfigErr).exit = exitFailure
 	} else {
 		say(well, "config", "", "%s is right", w.Config)
@@ -132,7 +140,7 @@ func diagnose(w sight) (all []finding) {
 	case errors.Is(w.Daemon, control.ErrNotRunning) && w.Service:
 		say(problem, "daemon", "sudo systemctl start lokinetd (and if it ends again: journalctl -u lokinetd -n 30)", "it does not run").exit = exitNotRunning
 	case errors.Is(w.Daemon, control.ErrNotRunning):
-		say(problem, "daemon", "sudo lokinetd run", "it does not run").exit = exitNotRunning
+		say(problem, "daemon", start, "it does not run").exit = exitNotRunning
 	case exitCode(w.Daemon) == exitDenied:
 		say(problem, "daemon", "sudo usermod -aG lokinet $USER (and log in again), or: sudo lokinetd doctor", "it runs, but you may not ask it").exit = exitDenied
 	default:
@@ -271,11 +279,12 @@ func diagnose(w sight) (all []finding) {
 
 // lookAround is what the machine is like.
 func (a *app) lookAround(ctx context.Context) sight {
-	w := sight{Now: a.now(), Config: a.config}
-	c, err := config.Load(a.config)
+	w := sight{Now: a.now()}
+	c, file, err := a.meantConfig()
+	w.Config, w.Own = file, file != a.config
 	if err != nil {
 		if w.ConfigErr = err.Error(); a.config == defaultConfig && errors.Is(err, fs.ErrNotExist) {
-			w.ConfigErr = a.config + " is not there"
+			w.ConfigErr, w.NoConfig = a.config+" is not there", true
 		}
 		c = config.Default()
 	}
@@ -340,8 +349,8 @@ func (a *app) lookDaemon(ctx context.Context, w *sight, c *config.Config) (relay
 	return relays
 }
 
-// capabilitiesBehind are those of the process that listens on a unix socket.
-func capabilitiesBehind(path string) (uint64, error) {
+// processBehind is the process that listens on a unix socket; 0: it is in another namespace of processes than we are.
+func processBehind(path string) (pid int32, err error) {
 	c, err := net.Dial("unix", path)
 	if err != nil {
 		return 0, err
@@ -356,7 +365,16 @@ func capabilitiesBehind(path string) (uint64, error) {
 	if err := raw.Control(func(fd uintptr) { who, cerr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); err != nil || cerr != nil {
 		return 0, errors.Join(err, cerr)
 	}
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", who.Pid))
+	return who.Pid, nil
+}
+
+// capabilitiesBehind are those of the process that listens on a unix socket.
+func capabilitiesBehind(path string) (uint64, error) {
+	pid, err := processBehind(path)
+	if err != nil {
+		return 0, err
+	}
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return 0, err
 	}

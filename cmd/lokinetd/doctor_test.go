@@ -48,7 +48,7 @@ func TestDoctor(t *testing.T) {
 		}, exitNotRunning},
 		{"not-installed", func(w *sight) {
 			w.Status, w.Daemon, w.Service, w.Interface, w.CapKnown = nil, control.ErrNotRunning, false, false, false
-			w.ConfigErr, w.Device = "/etc/lokinetd/lokinetd.toml is not there", fs.ErrNotExist
+			w.ConfigErr, w.NoConfig, w.Device = "/etc/lokinetd/lokinetd.toml is not there", true, fs.ErrNotExist
 			w.Resolver = dns.HostStatus{Decision: dns.Decision{Method: dns.MethodNone, Reasons: []string{"/etc/resolv.conf names 9.9.9.9 and nothing here can send single domains elsewhere"}, Advice: "Install systemd-resolved."}, Problem: "nothing here can send single domains elsewhere"}
 		}, exitFailure},
 		{"denied", func(w *sight) {

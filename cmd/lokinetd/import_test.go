@@ -102,5 +102,28 @@ func TestConfigImport(t *testing.T) {
 	s.run(0, "config import boot.ini --out boot.toml")
 	s.run(1, "config check boot.toml", "network.bootstrap: ", "b.signed: netdb: bootstrap file")
 	s.write("b.signed", "l"+string(router.SignContact(key.Generate(), netip.MustParseAddrPort("20.0.0.2:1190"), 0, time.Unix(1.7e9, 0)).Raw())+"e")
-	s.run(0, "config check boot.toml", "b.signed is right: 1 relays, the latest contact is of 2023-11-14; all have expired", "boot.toml is right: a client")
+	s.run(0, "config check boot.toml", "b.signed is right: 1 relay, the latest contact is of 2023-11-14; all have expired", "boot.toml is right: a client")
+}
+
+// TestConfigCheck: the network file is read too, and a relay's address looked for, as they are at a start.
+func TestConfigCheck(t *testing.T) {
+	s := newScript(t)
+	s.run(0, "key new op.key")
+	s.run(0, "registry new a.network --key op.key --name a --id 44")
+	shown := strings.Fields(s.run(0, "key show op.key"))
+	operator := shown[len(shown)-1]
+	for _, c := range []struct {
+		code                    int
+		role, file, relay, says string
+	}{
+		{0, "client", "a.network", "", "c.toml is right: a client"},
+		{0, "relay", "a.network", "192.0.2.1", "c.toml is right: a relay"},
+		{1, "relay", "a.network", "", "relay.public_address: not given"},
+		{1, "client", "op.key", "", "op.key: netdb: network file: not a network file"},
+		{1, "client", "none.network", "", "network.file: open "},
+	} {
+		s.write("c.toml", "role = \""+c.role+"\"\n[network]\nfile = \""+c.file+"\"\noperator = \""+operator+"\"\n[relay]\npublic_address = \""+c.relay+"\"\n")
+		s.run(c.code, "config check c.toml", c.says)
+	}
+	s.run(1, "config check none.toml", "there is no configuration", "none.toml")
 }

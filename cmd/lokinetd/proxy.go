@@ -85,6 +85,19 @@ func (a *app) userConfig() string {
 	return ""
 }
 
+// meantConfig reads the configuration of the daemon that commands ask: that of the user's own `lokinetd proxy` where it runs, or where the
+// machine has no other; else the one of the flags.
+func (a *app) meantConfig() (c *config.Config, file string, err error) {
+	if own := a.userConfig(); a.config == defaultConfig && os.Geteuid() != 0 && own != "" && own != defaultConfig {
+		if _, err := os.Stat(defaultConfig); err != nil || a.ownSocket() != "" {
+			c, err := config.LoadWith(own, asUser)
+			return c, own, err
+		}
+	}
+	c, err = config.Load(a.config)
+	return c, a.config, err
+}
+
 // asUser changes the defaults for a daemon of a user who is not root; for root they stay.
 func asUser(c *config.Config) {
 	if os.Geteuid() != 0 {

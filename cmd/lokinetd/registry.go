@@ -32,7 +32,7 @@ func (a *app) registryCommand() *cobra.Command {
 		cmd.Flags().StringVarP(&keyFile, "key", "k", "", "key `file` of the operator, who signs the network file")
 		cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
 			if keyFile == "" {
-				return usagef("%s: whose signature? (--key FILE)", cmd.CommandPath())
+				return usagef("whose signature? (--key FILE)")
 			}
 			return nil
 		}
@@ -103,7 +103,7 @@ func (a *app) registryCommand() *cobra.Command {
 
 	var unname bool
 	name := signing(&cobra.Command{
-		Use: "name FILE NAME.loki ADDRESS", Short: "Give a name to a client, or take it back with --remove",
+		Use: "name FILE NAME.loki {ADDRESS | --remove}", Short: "Give a name to a client, or take it back with --remove",
 		Args: func(_ *cobra.Command, args []string) error {
 			if want := map[bool]int{false: 3, true: 2}[unname]; len(args) != want {
 				return fmt.Errorf("takes %d arguments, not %d", want, len(args))

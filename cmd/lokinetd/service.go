@@ -303,7 +303,11 @@ func (a *app) addService(cmd *cobra.Command, s newService) error {
 	if made {
 		fmt.Fprintln(a.out, "         (new; keep a copy: the address is this key)")
 	}
-	fmt.Fprintf(a.out, "\nnow type\n  %s\n  lokinetd service show %s\n", a.reloadHint(a.answers(cmd)), s.name)
+	of := ""
+	if a.config != defaultConfig {
+		of = " --config " + a.config
+	}
+	fmt.Fprintf(a.out, "\nnow type\n  %s\n  lokinetd service show %s%s\n", a.reloadHint(a.answers(cmd)), s.name, of)
 	for _, n := range s.notes() {
 		fmt.Fprintln(a.err, "note:", n)
 	}
@@ -399,6 +403,11 @@ func (a *app) reloadHint(running bool) string {
 	case systemd:
 		return "systemctl restart lokinetd"
 	case running:
+		if path, err := a.socketFile(); err == nil {
+			if pid, err := processBehind(path); err == nil && pid > 0 {
+				return fmt.Sprintf("kill -HUP %d", pid)
+			}
+		}
 		return "pkill -HUP -x lokinetd"
 	case os.Geteuid() != 0:
 		return "lokinetd proxy"

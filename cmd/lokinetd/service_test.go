@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -101,7 +102,7 @@ func TestServiceAdd(t *testing.T) {
 	// The daemon has not read it yet.
 	serve(t, worlds["hosting"])
 	s.run(6, "service show chat --config c.toml --socket ./sock", "but the daemon does not host it: type ")
-	s.run(0, "service add --config sub/new.toml y 81 --socket ./sock", "pkill -HUP -x lokinetd")
+	s.run(0, "service add --config sub/new.toml y 81 --socket ./sock", "kill -HUP "+strconv.Itoa(os.Getpid()), "service show y --config sub/new.toml")
 
 	// What is refused changes nothing and makes no key.
 	s.write("relay.toml", "role = \"relay\"\n")

@@ -177,6 +177,7 @@ func httpError(w http.ResponseWriter, err error) {
 		status = http.StatusServiceUnavailable
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, syscall.ETIMEDOUT):
 		status = http.StatusGatewayTimeout
+		err = errors.New("no answer: the remote has gone away, or this port is not one that it opens")
 	}
 	w.Header().Set("Connection", "close")
 	http.Error(w, "lokinetd: "+err.Error(), status)

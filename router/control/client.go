@@ -33,7 +33,7 @@ func NewClient(path string) *Client {
 			case errors.Is(err, os.ErrPermission):
 				return nil, Errorf(CodeDenied, "permission denied on %s: become a member of its group, or root", path)
 			case errors.Is(err, os.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-				return nil, fmt.Errorf("%w: no answer on %s; start it with 'systemctl start lokinetd' or, by hand, 'lokinetd run'", ErrNotRunning, path)
+				return nil, fmt.Errorf("%w: no answer on %s; start it with 'systemctl start lokinetd' or, by hand, 'lokinetd run', without root 'lokinetd proxy'", ErrNotRunning, path)
 			}
 			return c, err
 		},

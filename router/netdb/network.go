@@ -129,7 +129,7 @@ func decodeNetwork(raw []byte) (f *NetworkFile, contacts bt.List, err error) {
 		return nil, contacts, fmt.Errorf("%d bytes, at most %d allowed", len(raw), MaxNetworkFile)
 	}
 	d := bt.ReadDict(raw)
-	if magic := d.Bytes(""); d.Err() == nil && string(magic) != networkMagic {
+	if magic := d.Bytes(""); string(magic) != networkMagic {
 		return nil, contacts, errors.New("not a network file, or one of another version")
 	}
 	f = &NetworkFile{}
