@@ -8,8 +8,6 @@ import (
 	"slices"
 	"time"
 
-	"golang.org/x/time/rate"
-
 	"lokinetd/router/netdb"
 	"lokinetd/router/path"
 )
@@ -21,14 +19,12 @@ import (
 //   - for the first time: 2 s after the first path at the latest, so that slow builds do not keep us away
 //   - at the locations that did not confirm: again, after 5, 10, 20, 40, 60, 60 ... s
 //
-// and at most every 5 s on average: thrice within some seconds when much happens, as when a relay that many paths have in common dies. A relay at the end of a path may confirm what it did not pass on, so a location that confirmed is asked for the contact a moment later, over another path,
+// and a new one at most every 5 s (protocol README). A relay at the end of a path may confirm what it did not pass on, so a location that confirmed is asked for the contact a moment later, over another path,
 // and told it once more over a third when it has none: twice at most, for it may be the location that lies.
 
 const (
-	publishSpacing = 5 * time.Second // on average
-	publishBurst   = 3
-	publishNext    = time.Second // at least between two
-	publishRetry   = time.Minute // at most between two tries
+	publishSpacing = 5 * time.Second // at least, between two contacts
+	publishRetry   = time.Minute     // at most between two tries
 	publishFirst   = 2 * time.Second
 	publishLate    = 15 * time.Second
 	publishLost    = 500 * time.Millisecond
@@ -52,12 +48,11 @@ func (p Publication) Reachable(now time.Time) bool { return p.Locations > 0 && n
 type publisher struct {
 	flags   uint8
 	srv     []netdb.SRV
-	changed bool          // flags or srv
-	since   time.Time     // when the first path came
-	lost    time.Time     // since when a path of the present contact is missing; zero: none is
-	pace    *rate.Limiter // of new contacts
-	next    time.Time     // none before
-	again   time.Time     // nor the present one, at locations that did not confirm it
+	changed bool      // flags or srv
+	since   time.Time // when the first path came
+	lost    time.Time // since when a path of the present contact is missing; zero: none is
+	next    time.Time // none before
+	again   time.Time // nor the present one, at locations that did not confirm it
 	wait    time.Duration
 	round   int // of the present contact; answers of earlier ones count for nothing
 	sealed  []byte
@@ -126,7 +121,7 @@ func (t *Table) tendPublication(now time.Time) {
 		due = full || now.Sub(p.state.At) >= publishLate
 	}
 	switch {
-	case due && p.pace.AllowN(now, 1):
+	case due:
 		t.announce(paths, now)
 	case p.sealed != nil && !all(p.stored) && !slices.Contains(p.asked[:], true) && !now.Before(p.again):
 		p.wait = min(2*p.wait, publishRetry)
@@ -139,7 +134,7 @@ func (t *Table) tendPublication(now time.Time) {
 func (t *Table) announce(paths []onion, now time.Time) {
 	p := &t.publish
 	p.wait = publishSpacing
-	p.next, p.again = now.Add(publishNext), now.Add(p.wait)
+	p.next, p.again = now.Add(publishSpacing), now.Add(p.wait)
 	cc := netdb.ClientContact{Flags: p.flags | netdb.FlagPFS, SRV: p.srv}
 	intros := make(map[path.ID]bool, len(paths))
 	var last time.Time

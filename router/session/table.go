@@ -222,7 +222,6 @@ func newTable(c Config) *Table {
 	t.back = rate.NewLimiter(rate.Every(callBackEvery), callBacks)
 	t.oldInits.max = oldInitLines
 	t.publish.flags, t.publish.srv = c.Flags, c.SRV
-	t.publish.pace = rate.NewLimiter(rate.Every(publishSpacing), publishBurst)
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	return t
 }
