@@ -52,7 +52,7 @@ func bootstrapText(contacts []*netdb.RelayContact, now time.Time) string {
 		return "no relay is in it"
 	}
 	latest := slices.MaxFunc(contacts, func(a, b *netdb.RelayContact) int { return a.Time.Compare(b.Time) })
-	text := fmt.Sprintf("%s, the latest contact is of %s", count(len(contacts), "relay"), latest.Time.UTC().Format(time.DateOnly))
+	text := fmt.Sprintf("%s, the latest contact is of %s", counted(len(contacts), "relay"), latest.Time.UTC().Format(time.DateOnly))
 	if latest.Expired(now) {
 		text += "; all have expired: they are asked all the same, but a current file may be needed"
 	}

@@ -118,7 +118,7 @@ func diagnose(w sight) (all []finding) {
 	}
 	start := "sudo lokinetd run"
 	if s := w.Status; w.Own || s != nil && s.Proxy != nil {
-		start, w.Service = "lokinetd proxy", false
+		start, w.Service = "lokinetd proxy", false // which has no interface and no name server
 	}
 	restart := "sudo systemctl restart lokinetd"
 	if !w.Service {
@@ -148,12 +148,12 @@ func diagnose(w sight) (all []finding) {
 	}
 
 	switch {
+	case s != nil && s.Network.Contacts == 0:
+		say(problem, "bootstrap", "lokinetd status (its first line says what to get, and where to put it)", "no relay is known to begin with")
 	case !w.WayOut:
 		say(problem, "network", "ip route", "this machine has no way to the relays: no route leads there")
 	case s == nil:
 		say(well, "network", "", "this machine has a way out")
-	case s.Network.Contacts == 0:
-		say(problem, "bootstrap", "lokinetd config check (docs: network.file, network.bootstrap)", "no relay is known to begin with")
 	case len(s.Edges) == 0 && s.Role == config.RoleClient:
 		say(problem, "network", "sudo nft list ruleset (UDP has to leave this machine, and its router, for ports of relays such as 1190)",
 			"%s known, and none answers: UDP may not get out", counted(s.Network.Contacts, "relay"))
@@ -182,7 +182,7 @@ func diagnose(w sight) (all []finding) {
 		say(well, "buffers", "", "the UDP socket has what it asked for")
 	}
 
-	if w.Role != config.RoleClient || s != nil && s.Proxy != nil {
+	if w.Role != config.RoleClient || start == "lokinetd proxy" {
 		return all
 	}
 

@@ -210,7 +210,7 @@ func (a *app) writeRegistry(file string, f *netdb.NetworkFile, sec *key.Secret) 
 	if err := renameio.WriteFile(file, raw, 0o644, renameio.WithTempDir(filepath.Dir(file)), renameio.WithExistingPermissions()); err != nil {
 		return err
 	}
-	fmt.Fprintf(a.out, "%s: serial %d, %s, %s\n", file, f.Serial, count(len(f.Relays), "relay"), count(len(f.Names), "name"))
+	fmt.Fprintf(a.out, "%s: serial %d, %s, %s\n", file, f.Serial, counted(len(f.Relays), "relay"), counted(len(f.Names), "name"))
 	for _, w := range router.NetworkWarnings(f, a.now()) {
 		fmt.Fprintln(a.err, "note:", w)
 	}
@@ -286,14 +286,6 @@ func parseKey(arg string, want key.Kind) (key.Public, error) {
 		return id, usagef("%s: %w", arg, err)
 	}
 	return id, nil
-}
-
-// count writes a number of things: "1 relay", "4 relays".
-func count(n int, thing string) string {
-	if n != 1 {
-		thing += "s"
-	}
-	return fmt.Sprintf("%d %s", n, thing)
 }
 
 // registryJSON is what registry show prints for programs.

@@ -193,7 +193,7 @@ func (a *app) sayFounded(f founding, file *netdb.NetworkFile, operator key.Publi
 	if file.Private {
 		private = ", at addresses that are not public"
 	}
-	out("network    %s (id %d), %s%s", f.name, f.id, count(len(at), "relay"), private)
+	out("network    %s (id %d), %s%s", f.name, f.id, counted(len(at), "relay"), private)
 	out("operator   %s", operator)
 	out("")
 	out("  %-34s signs the network: keep it off the relays, and a copy in a safe place", keyFile)

@@ -46,7 +46,7 @@ func (a *app) serviceListCommand() *cobra.Command {
 			}
 			for _, e := range all {
 				fmt.Fprintf(a.out, "%s\n  %s\n  %s; %s; %s\n", strings.Join(append([]string{e.Name}, e.Names...), "  "), e.Address,
-					strings.Join(openPorts(e), ", "), publishedText(e, a.now()), count(e.Sessions, "session"))
+					strings.Join(openPorts(e), ", "), publishedText(e, a.now()), counted(e.Sessions, "session"))
 			}
 			return a.noneIf(len(all) == 0, "services: 'lokinetd service add' makes one")
 		},
@@ -100,7 +100,7 @@ func (a *app) printService(e control.Endpoint) {
 	}
 	callers := "everybody who knows the address"
 	if e.ClientsFrom != "" {
-		callers = fmt.Sprintf("%s, listed in %s", count(e.Clients, "client"), e.ClientsFrom)
+		callers = fmt.Sprintf("%s, listed in %s", counted(e.Clients, "client"), e.ClientsFrom)
 	}
 	line("callers", "%s", callers)
 	line("published", "%s", strings.TrimPrefix(publishedText(e, a.now()), "published "))

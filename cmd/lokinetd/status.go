@@ -176,7 +176,7 @@ func (v *view) endpoint(e control.Endpoint, r *control.Relay) {
 			registered = "not registered"
 		}
 		v.block("", fmt.Sprintf("%s, %s%s", r.PublicAddress, registered, v.since(", contact signed ", r.ContactAt)),
-			fmt.Sprintf("%d relays and %d clients connected, %d hops of their paths, %d contacts kept for them", r.Peers, r.Clients, r.TransitHops, r.StoredClients))
+			fmt.Sprintf("%s and %s connected, %s of their paths, %s kept for them", counted(r.Peers, "relay"), counted(r.Clients, "client"), counted(r.TransitHops, "hop"), counted(r.StoredClients, "contact")))
 		return
 	}
 	v.block("", strings.Join(slices.DeleteFunc([]string{e.IPv6, e.IPv4, counted(e.Sessions, "session"), fmt.Sprintf("%d of %d inbound paths", e.InboundPaths, e.InboundWant),
