@@ -285,9 +285,9 @@ func (t *Table) reroute(s *session, via carrier, p path.ID, now time.Time) {
 	t.count.SwitchesTaken.Add(1)
 	t.proven(s, now)
 	// Our contact is the answer: to a remote that looks for a path that works, and to one that was out of reach when we published.
-	if w, pub := s.route.Load(), &t.publish; pub.sealed != nil && (s.round != pub.round || before.via != w.via || before.pivot != w.pivot) {
-		s.round = pub.round
-		t.signal(s, methodContact, pub.sealed)
+	if w := s.route.Load(); s.round != t.publish.round || before.via != w.via || before.pivot != w.pivot {
+		s.owed = true
+		t.inform(s, now)
 	}
 	t.unlock()
 }

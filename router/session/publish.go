@@ -159,12 +159,22 @@ func (t *Table) announce(paths []onion, now time.Time) {
 	t.count.Publications.Add(1)
 	for _, s := range t.tags {
 		if w := s.route.Load(); !s.outbound && w != nil && w.via.live(now) {
-			s.round = p.round
-			t.signal(s, methodContact, sealed)
+			s.owed = true
+			t.inform(s, now)
 		}
 	}
 	t.spread(paths)
 	t.notify()
+}
+
+// inform tells a remote that called us our contact if it is owed. One that it knows already comes every 5 s at most, for it is large and what asks for it is small.
+func (t *Table) inform(s *session, now time.Time) {
+	p := &t.publish
+	if !s.owed || p.sealed == nil || s.round == p.round && now.Sub(s.told) < publishSpacing {
+		return
+	}
+	s.round, s.told, s.owed = p.round, now, false
+	t.signal(s, methodContact, p.sealed)
 }
 
 // spread sends the present contact to the locations that have not confirmed it.

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"lokinetd/router/netdb"
+	"lokinetd/router/path"
 )
 
 // published is what a location holds of a node.
@@ -393,4 +394,49 @@ func TestPublishDenied(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestInform: a remote that goes to and fro between paths gets our contact at most once in 5 s, and after that time once more, on the path that it is on then. A new contact waits for nothing.
+func TestInform(t *testing.T) {
+	inBubble(t, func(t *testing.T, f *fabric) {
+		a, b := f.settled()
+		f.run(6 * time.Second)
+		told := 0
+		f.hook.Lock()
+		f.lose = func(m *flying) bool {
+			if m.from == b.sec.Public() && m.what == "control" && len(m.msg) > len(b.table.publish.sealed) {
+				told++
+			}
+			return false
+		}
+		f.hook.Unlock()
+		s := b.table.remotes[a.addr()].current.Load()
+		w := s.route.Load()
+		for range 40 {
+			w = &route{via: w.via, pivot: path.ID{w.pivot[0] + 1}}
+			b.table.reroute(s, w.via, w.pivot, time.Now())
+			f.run(250 * time.Millisecond)
+		}
+		if told < 2 || told > 3 {
+			t.Errorf("told %d times in 10 s", told)
+		}
+		f.run(6 * time.Second)
+		before := told
+		b.table.reroute(s, w.via, path.ID{1}, time.Now())
+		b.table.reroute(s, w.via, path.ID{2}, time.Now())
+		b.table.SetContact(netdb.FlagIPv6, nil)
+		f.run(time.Second)
+		if told != before+2 {
+			t.Errorf("told %d times at a switch and of a new contact", told-before)
+		}
+		b.table.reroute(s, w.via, path.ID{3}, time.Now())
+		f.run(time.Second)
+		if told != before+2 {
+			t.Error("told soon after")
+		}
+		f.run(5 * time.Second)
+		if told != before+3 {
+			t.Errorf("told %d times in the end", told-before)
+		}
+	})
 }

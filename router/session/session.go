@@ -81,7 +81,10 @@ type session struct {
 	init   openedInit // m is not kept
 	accept []byte     // its body, to be sent again when the init comes again
 
-	round int // of an inbound session: the publication that the remote was told of; under Table.ctl
+	// Of an inbound session; under Table.ctl. See inform.
+	round int       // the publication that the remote was told of
+	told  time.Time // when
+	owed  bool      // it is to be told
 }
 
 // route is how a session's messages reach the peer. Immutable but for used; a switch puts another one in its place.

@@ -295,7 +295,9 @@ func (t *Table) tend(r *remote, now time.Time) {
 		if t.at(now)-last > int64(idle) {
 			t.log.Debug("session idle", "remote", r.addr, "called", s.outbound)
 			t.remove(s, now)
+			continue
 		}
+		t.inform(s, now)
 	}
 	t.advance(r, now)
 	for len(r.queue) > 0 && now.Sub(r.queue[0].since) > queueTime {
