@@ -4,12 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
+	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -23,8 +25,26 @@ import (
 //		chain input   { type filter hook input priority filter;   ip daddr RANGE iifname != { "lokinet0", "lo" } counter drop }
 //	}
 
-// filterTime bounds a transaction: a kernel without nftables may answer only the first of its parts.
+// filterTime bounds all that is done over one connection: a kernel without nftables may answer only the first part of a transaction.
 const filterTime = 5 * time.Second
+
+var errSilent = errors.New("the kernel does not answer")
+
+// dialFilter prepares a connection to nftables that is good for d, after which errors are os.ErrDeadlineExceeded. It holds nothing between two uses.
+func dialFilter(d time.Duration, more ...nftables.SockOption) *nftables.Conn {
+	end := time.Now().Add(d)
+	bound := func(c *netlink.Conn) error { return c.SetDeadline(end) }
+	c, _ := nftables.New(nftables.WithSockOptions(append(more, bound)...)) // dials at each use, and so cannot fail
+	return c
+}
+
+// silent names the error of a connection whose time is over.
+func silent(err error) error {
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return errSilent
+	}
+	return err
+}
 
 // tableOf is the name of the table of an interface.
 func tableOf(name string) string {
@@ -38,8 +58,11 @@ func tableOf(name string) string {
 
 // setFilter makes the table be there for these ranges, in one transaction; without ranges, be gone. It can be repeated.
 func setFilter(name string, ranges []netip.Prefix) error {
+	return setTable(dialFilter(filterTime), name, ranges)
+}
+
+func setTable(c *nftables.Conn, name string, ranges []netip.Prefix) error {
 	t := &nftables.Table{Name: tableOf(name), Family: nftables.TableFamilyINet}
-	c := &nftables.Conn{}
 	c.AddTable(t) // so that there is one to take away
 	c.DelTable(t)
 	if len(ranges) > 0 {
@@ -62,19 +85,7 @@ func setFilter(name string, ranges []netip.Prefix) error {
 			}
 		}
 	}
-	return transact(c)
-}
-
-// transact carries out what c has collected.
-func transact(c *nftables.Conn) error {
-	done := make(chan error, 1)
-	go func() { done <- c.Flush() }()
-	select {
-	case err := <-done:
-		return err
-	case <-time.After(filterTime):
-		return errors.New("the kernel does not answer")
-	}
+	return silent(c.Flush())
 }
 
 // destinedTo matches packets to addresses of a range.
@@ -103,20 +114,23 @@ func notThrough(key expr.MetaKey, name string) []expr.Any {
 }
 
 // HasFilter says whether our firewall table for an interface of that name is there. The error says that the kernel, or our rights, do not let us know.
-func HasFilter(name string) (bool, error) {
-	tables, err := (&nftables.Conn{}).ListTablesOfFamily(nftables.TableFamilyINet)
+func HasFilter(name string) (bool, error) { return hasTable(dialFilter(filterTime), name) }
+
+func hasTable(c *nftables.Conn, name string) (bool, error) {
+	tables, err := c.ListTablesOfFamily(nftables.TableFamilyINet)
 	if err != nil {
-		return false, fmt.Errorf("netif: nftables: %w", err)
+		return false, fmt.Errorf("netif: nftables: %w", silent(err))
 	}
 	return slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == tableOf(name) }), nil
 }
 
 // delFilter removes the table, if there is one. Where there cannot be one that is no error.
 func delFilter(name string) error {
-	if there, err := HasFilter(name); err != nil || !there {
+	c := dialFilter(filterTime)
+	if there, err := hasTable(c, name); err != nil || !there {
 		return nil
 	}
-	if err := setFilter(name, nil); err != nil {
+	if err := setTable(c, name, nil); err != nil {
 		return fmt.Errorf("netif: remove the firewall table %s: %w", tableOf(name), err)
 	}
 	return nil
