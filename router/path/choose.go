@@ -35,6 +35,7 @@ type chooser struct {
 	black   map[key.Public]bool
 	edges   []edge
 	wary    bool // avoid relays of paths that fell silent
+	pressed bool // avoid none for what is remembered of it: nobody else is left, and rather a relay that may be dead than none
 	// used is how many paths of the same pool each relay is in: those with the fewest are preferred, so that the death of one leaves other paths.
 	used map[key.Public]int
 	// inside is the same without the paths' edges.
@@ -46,7 +47,7 @@ const fewRelays = 50
 
 // bad says whether a relay is to be avoided, with an allowance of time-outs.
 func (c *chooser) bad(id key.Public, allowance int) bool {
-	return c.profile.bad(id, allowance) || c.wary && c.profile.silentAt(id, c.now)
+	return !c.pressed && (c.profile.bad(id, allowance) || c.wary && c.profile.silentAt(id, c.now))
 }
 
 // usable says whether a random draw may give a relay, with an allowance of time-outs.

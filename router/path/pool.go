@@ -357,8 +357,8 @@ func (p *Pool) build(now time.Time) (missing key.Public) {
 		if err != nil && len(ch.edges) < edges {
 			return missing
 		}
-		if err != nil && ch.wary { // rather over relays that may be dead than not at all
-			ch.wary = false
+		if err != nil && !ch.pressed {
+			ch.pressed = true
 			path, err = p.plan(&ch, intros, now)
 		}
 		if err != nil {
