@@ -751,13 +751,19 @@ func TestHostAddresses(t *testing.T) {
 // TestHostActivation: a query that was sent before the daemon ran is answered on the socket that was passed to it.
 func TestHostActivation(t *testing.T) {
 	b := newBench(t)
-	udp, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	tcp, err := net.Listen("tcp", udp.LocalAddr().String())
-	if err != nil {
-		t.Fatal(err)
+	var udp *net.UDPConn
+	var tcp net.Listener
+	for try := 0; tcp == nil; try++ { // a port may be free for the one and not for the other
+		var err error
+		if udp, err = net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)}); err != nil {
+			t.Fatal(err)
+		}
+		if tcp, err = net.Listen("tcp", udp.LocalAddr().String()); err != nil {
+			udp.Close()
+			if try == 100 {
+				t.Fatal(err)
+			}
+		}
 	}
 	for i, f := range []interface{ File() (*os.File, error) }{udp, tcp.(*net.TCPListener)} {
 		x, err := f.File()
