@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -252,7 +253,13 @@ func TestBootstrap(t *testing.T) {
 			return map[int]func(context.Context) ([]byte, error){0: lie, 1: lie, 2: lie}
 		}, 0, 0, false},
 		{"huge", func() map[int]func(context.Context) ([]byte, error) {
-			huge := func(context.Context) ([]byte, error) { return zeros(30_000_000), nil }
+			var n atomic.Int32
+			huge := func(context.Context) ([]byte, error) {
+				if n.Add(1) > 6 { // it takes long to unpack
+					return nil, &link.ReplyError{Body: []byte("No RCs")}
+				}
+				return zeros(30_000_000), nil
+			}
 			return map[int]func(context.Context) ([]byte, error){0: huge, 1: huge, 2: huge}
 		}, 0, 0, false},
 		{"rubbish", func() map[int]func(context.Context) ([]byte, error) {
