@@ -50,7 +50,11 @@ func newClient(n *Node) (*client, error) {
 	c := &client{n: n, kick: make(chan struct{}, 1), changed: make(chan struct{})}
 	cfg := n.config.Paths
 	cfg.Store, cfg.Log = n.store, n.log.With("mod", "path")
-	cfg.Disconnect = func(l path.Link) { l.(link.Conn).Close(link.CodeNormal) }
+	cfg.Disconnect = func(l path.Link) {
+		l.(link.Conn).Close(link.CodeNormal)
+		c.wake()
+	}
+	cfg.Packets = func(l path.Link) uint64 { return l.(link.Conn).Stats().WirePacketsIn }
 	c.paths = path.NewClient(cfg)
 	return c, nil
 }

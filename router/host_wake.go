@@ -60,13 +60,25 @@ func (c clocks) jumped(before clocks) time.Duration {
 // ways are how packets to relays left the host when that was last looked at.
 type ways map[netip.Addr]netif.Way
 
+func usable(w netif.Way) bool { return w.Source.IsValid() && w.Up }
+
+// none says that relays are known, but no way to any.
+func (w ways) none() bool {
+	for _, way := range w {
+		if usable(way) {
+			return false
+		}
+	}
+	return len(w) > 0
+}
+
 // changed takes what the ways are now and says whether links have to be tested: there is a way, and one is another than before or was not known. While there is none, links
 // wait: the same network may come back.
 func (w *ways) changed(now ways) bool {
 	was := *w
 	*w = now
 	for to, way := range now {
-		if before, known := was[to]; way.Source.IsValid() && (!known || before != way) {
+		if before, known := was[to]; usable(way) && (!known || before != way) {
 			return true
 		}
 	}
@@ -124,6 +136,15 @@ func (h *host) roam(ctx context.Context) error {
 	defer tick.Stop()
 	last, seen := readClocks(), ways{}
 	var settled <-chan time.Time
+	slept := false // and there was no way to the network since
+	wake := func() {
+		if seen = h.waysNow(); seen.none() {
+			slept = true
+			return
+		}
+		slept = false
+		h.wake(true)
+	}
 	for {
 		select {
 		case <-ctx.Done():
@@ -136,16 +157,17 @@ func (h *host) roam(ctx context.Context) error {
 			settled = nil
 			if seen.changed(h.waysNow()) {
 				h.log.Info("the network has changed: links are tested")
-				h.wake(false)
+				h.wake(slept)
+				slept = false
 			}
 		case <-resumed:
 			h.log.Info("the machine has woken up: links and paths are tested")
-			h.wake(true)
+			wake()
 		case <-tick.C:
 			now := readClocks()
 			if d := now.jumped(last); d > 0 {
 				h.log.Info("the machine has slept: links and paths are tested", "for", d.Round(time.Second))
-				h.wake(true)
+				wake()
 			}
 			last = now
 		}

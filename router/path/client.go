@@ -42,19 +42,22 @@ type ClientConfig struct {
 	Connect func(relay key.Public)
 	// Disconnect, which may be nil, is asked to close the connection to an edge that was given up, which EdgeDown need not report any more. It does not block.
 	Disconnect func(edge Link)
-	Log        *slog.Logger // nil: discard
+	// Packets, which may be nil, counts what came over the connection to an edge: anything shows that it lives.
+	Packets func(edge Link) uint64
+	Log     *slog.Logger // nil: discard
 }
 
 // Client is the client's side: edges, and the paths of all pools over them. Safe for concurrent use. Its owner reports connections with
 // EdgeUp and EdgeDown, brings what comes in over them, calls Tick every 250 ms, and calls Close.
 //
 // Builds and pings wait for answers in goroutines of the Client: one for each path under way, and three at most for each path that is up, at the default interval; fifteen
-// more for one that is examined. Close waits for them.
+// more for one that is examined, and while edges are asked for each of them. Close waits for them.
 type Client struct {
 	opt        Options
 	store      *netdb.Store
 	connect    func(key.Public)
 	disconnect func(Link)
+	packets    func(Link) uint64
 	log        *slog.Logger
 	strict     map[key.Public]bool
 	black      map[key.Public]bool
@@ -63,6 +66,7 @@ type Client struct {
 	count      clientCounters
 	sign       atomic.Int64 // when anybody answered a ping at last, since basis
 	asked      atomic.Int64 // when all edges were asked for one at last, since basis
+	woken      atomic.Int64 // calls of Wake
 
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -89,7 +93,7 @@ func NewClient(c ClientConfig) *Client {
 	c.AcceptableExpiry = max(c.AcceptableExpiry, c.MinExpiry)
 	c.PingInterval = max(c.PingInterval, time.Second)
 	cl := &Client{
-		opt: c.Options, store: c.Store, connect: c.Connect, disconnect: c.Disconnect, log: c.Log,
+		opt: c.Options, store: c.Store, connect: c.Connect, disconnect: c.Disconnect, packets: c.Packets, log: c.Log,
 		strict: keySet(c.StrictEdges), black: keySet(c.Blacklist), profile: profile{on: c.Profiling}, basis: time.Now(),
 		edges: make(map[key.Public]Link), links: make(map[Link]key.Public), paces: make(map[Link]*pace),
 		paths: make(map[ID]*Path), pools: make(map[*Pool]struct{}),
@@ -217,8 +221,8 @@ func (c *Client) MoreEdges(dialling int, skip func(key.Public) bool) []*netdb.Re
 		return !up[r.ID] && (len(c.strict) == 0 || c.strict[r.ID]) && ch.usable(r, allowEdge) && (skip == nil || !skip(r.ID))
 	}
 	more := c.store.Random(n, fit)
-	if len(more) < n { // rather relays that may be dead than none
-		ch.wary = false
+	if len(more) < n {
+		ch.pressed = true
 		for _, r := range more {
 			up[r.ID] = true
 		}

@@ -85,7 +85,8 @@ func (b *bucket) fill(now time.Time, rate int) {
 // is under Client.mu.
 type pace struct {
 	rate    bucket
-	waiting int // for their answers
+	waiting int    // for their answers
+	pongs   uint64 // of the edge itself; not of builds, but as long-lived as this is
 }
 
 // ready says whether one more build may begin; half of it all is for pools that have no path.

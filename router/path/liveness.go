@@ -15,7 +15,7 @@ import (
 // word is found so after 35 s. We do not wait so long: when a ping is late, or when somebody who sends over the path hears nothing (Suspect), the path is
 // examined by three pings at short intervals, and given up when nothing at all comes over it, provided that an edge or another path was heard meanwhile: when all are silent
 // it is our own network that is away, and the paths are likely to be there when it is back. All edges are asked meanwhile, and one that does not answer either, and over which
-// nothing came, is given up with all its paths.
+// nothing came, is given up with all its paths. The same is done when there is another way to the network (Wake).
 //
 // Each path that is given up sooner than the protocol would is another draw for relays that drop what they cannot make use of, so a pool has only so
 // many of them in a time (hasty), and a client so many edges; then they are as slow as the protocol.
@@ -26,6 +26,8 @@ const (
 	maxPatience = 5 * time.Second
 	// suspectSpread is how far apart paths are examined for the same reason.
 	suspectSpread = time.Second
+	// wakePatience is how long nobody at all may be heard after Wake until edges are given up.
+	wakePatience = 3 * time.Second
 	// hastyMax is how many paths a pool may give up by examination within silentTime, beside as many as it wants.
 	hastyMax = 4
 )
@@ -43,16 +45,6 @@ func (p *Path) Suspect() {
 	p.pool.mu.Lock()
 	defer p.pool.mu.Unlock()
 	p.pool.suspect(p)
-}
-
-// Suspect has all paths examined: the machine has slept, and knows nothing of what happened meanwhile.
-func (c *Client) Suspect() {
-	c.mu.RLock()
-	all := slices.Collect(maps.Values(c.paths))
-	c.mu.RUnlock()
-	for _, p := range all {
-		p.Suspect()
-	}
 }
 
 // Suspected says whether the path is being examined.
@@ -200,8 +192,57 @@ func (c *Client) suspectLike(dead *Path) {
 	}
 }
 
-// askEdges asks all edges for a sign of life, unless that was done just now, and gives up those of which nothing is heard for so long, or what is usual with them, while somebody else is. It
-// returns when, as sign counts.
+// Wake has all edges asked whether they live: the way to the network is another, or the machine has slept. After a sleep paths are examined too: relays may have been
+// restarted meanwhile. An edge that is silent is given up when somebody else is heard; while nobody is, as where a network is only being joined, not before wakePatience.
+func (c *Client) Wake(slept bool) {
+	began := time.Now()
+	woken := c.woken.Add(1)
+	c.mu.RLock()
+	silent := make(map[Link]func() bool, len(c.links))
+	for l := range c.links {
+		silent[l] = nil
+	}
+	c.mu.RUnlock()
+	for l := range silent {
+		silent[l] = c.silence(l)
+	}
+	c.start(func() {
+		for {
+			c.askEdges(time.Now(), minPatience)
+			select {
+			case <-time.After(minPatience):
+			case <-c.ctx.Done():
+				return
+			}
+			switch {
+			case c.woken.Load() != woken: // it asks for itself
+				return
+			case c.sign.Load() >= int64(began.Sub(c.basis)):
+				c.askEdges(time.Now(), minPatience) // those to whom the question was lost before, too
+				return
+			case time.Since(began) < wakePatience:
+				continue
+			}
+			for l, silent := range silent {
+				if silent() {
+					c.dropEdge(l, began)
+				}
+			}
+			return
+		}
+	})
+	if slept {
+		c.mu.RLock()
+		all := slices.Collect(maps.Values(c.paths))
+		c.mu.RUnlock()
+		for _, p := range all {
+			p.Suspect()
+		}
+	}
+}
+
+// askEdges asks all edges for signs of life, unless that was done just now, and gives up those of which nothing is heard for so long, or what is usual with them, while
+// somebody else still is when they have been asked for the last time. It returns when, as sign counts, it began.
 func (c *Client) askEdges(now time.Time, wait time.Duration) int64 {
 	const often = int64(500 * time.Millisecond)
 	at := int64(now.Sub(c.basis))
@@ -212,31 +253,58 @@ func (c *Client) askEdges(now time.Time, wait time.Duration) int64 {
 	links := slices.Collect(maps.Keys(c.links))
 	c.mu.RUnlock()
 	for _, l := range links {
-		c.start(func() {
-			ctx, cancel := context.WithTimeout(c.ctx, requestTimeout)
-			defer cancel()
-			before := c.heardOver(l)
-			defer time.AfterFunc(max(wait, edgePatience(before)), func() {
-				if c.sign.Load() > at && maps.Equal(c.heardOver(l), before) {
-					c.dropEdge(l, now)
-				}
-			}).Stop()
-			_, err := l.Request(ctx, nameEdge, nil)
-			if _, refused := remoteBody(err); err == nil || refused {
-				c.heard() // that it is there does not show that it passes anything on: it may be to blame as any other relay of a path
-			}
-		})
+		c.start(func() { c.askEdge(l, now, wait) })
 	}
 	return at
 }
 
-// edgePatience is how long an edge may take that has these paths: another one may be much nearer than it is. It takes pool.mu.
-func edgePatience(over map[*Path]uint64) time.Duration {
+func (c *Client) askEdge(l Link, began time.Time, wait time.Duration) {
+	silent := c.silence(l)
+	end := began.Add(max(wait, c.edgePatience(l)))
+	var last int64
+	for n := range quickPings + 1 {
+		if n < quickPings {
+			last = int64(time.Since(c.basis))
+			c.start(func() { c.pingEdge(l) })
+		}
+		next := end
+		if n < quickPings-1 {
+			next = began.Add(time.Duration(n+1) * wait / quickPings)
+		}
+		select {
+		case <-time.After(time.Until(next)):
+		case <-c.ctx.Done():
+			return
+		}
+	}
+	if c.sign.Load() >= last && silent() {
+		c.dropEdge(l, began)
+	}
+}
+
+func (c *Client) pingEdge(l Link) {
+	ctx, cancel := context.WithTimeout(c.ctx, requestTimeout)
+	defer cancel()
+	_, err := l.Request(ctx, nameEdge, nil)
+	if _, refused := remoteBody(err); err != nil && !refused {
+		return
+	}
+	c.heard() // that it is there does not show that it passes anything on: it may be to blame as any other relay of a path
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if p := c.paces[l]; p != nil {
+		p.pongs++
+	}
+}
+
+// edgePatience is how long an edge may take, by its paths: another one may be much nearer than it is. It takes pool.mu.
+func (c *Client) edgePatience(l Link) time.Duration {
+	over := c.over(l)
 	if len(over) == 0 {
 		return maxPatience / 2 // nothing is known
 	}
 	least := maxPatience
-	for p := range over {
+	for _, p := range over {
 		p.pool.mu.Lock()
 		least = min(least, p.patience())
 		p.pool.mu.Unlock()
@@ -244,32 +312,54 @@ func edgePatience(over map[*Path]uint64) time.Duration {
 	return least
 }
 
-// heardOver counts what came over each path of an edge.
-func (c *Client) heardOver(l Link) map[*Path]uint64 {
-	heard := make(map[*Path]uint64)
+// over gives the paths over an edge.
+func (c *Client) over(l Link) (paths []*Path) {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
 	for _, p := range c.paths {
 		if p.link == l {
-			heard[p] = p.heard()
+			paths = append(paths, p)
 		}
 	}
-	return heard
+	return paths
 }
 
-// dropEdge gives up an edge that was not heard since a time, unless too many were of late.
+// silence gives a function that says whether nothing at all has come from an edge since.
+func (c *Client) silence(l Link) func() bool {
+	paths := c.over(l)
+	count := func() (n uint64) {
+		for _, p := range paths {
+			n += p.heard()
+		}
+		if c.packets != nil {
+			n += c.packets(l)
+		}
+		c.mu.RLock()
+		defer c.mu.RUnlock()
+		if p := c.paces[l]; p != nil {
+			n += p.pongs
+		}
+		return n
+	}
+	before := count()
+	return func() bool { return count() == before }
+}
+
+// dropEdge gives up an edge that was not heard since a time, unless half of those wanted were of late: who can make the network fail for a moment, again and again,
+// would choose our edges.
 func (c *Client) dropEdge(l Link, since time.Time) {
 	now := time.Now()
 	c.mu.Lock()
 	id, up := c.links[l]
 	c.dropped = slices.DeleteFunc(c.dropped, func(at time.Time) bool { return now.Sub(at) >= silentTime })
-	if !up || c.closed || len(c.dropped) >= c.edgesWanted() {
+	if !up || c.closed || len(c.dropped) >= (c.edgesWanted()+1)/2 {
 		c.mu.Unlock()
 		return
 	}
 	c.dropped = append(c.dropped, now)
 	c.mu.Unlock()
 	c.count.EdgesDropped.Add(1)
+	c.log.Debug("edge given up: it is silent", "relay", id)
 	c.profile.fellSilent([]key.Public{id}, since, now)
 	c.EdgeDown(l)
 	if c.disconnect != nil {

@@ -104,6 +104,13 @@ func (r *simRelay) isSilent() bool {
 	return r.silent
 }
 
+// silence makes all relays silent, or none.
+func (n *simNet) silence(on bool) {
+	for _, r := range n.relays {
+		r.setSilent(on)
+	}
+}
+
 // restart makes the relay forget everything; its connections stay, so that only its answers tell.
 func (r *simRelay) restart() {
 	r.net.mu.Lock()

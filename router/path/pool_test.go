@@ -387,7 +387,7 @@ func TestSuspect(t *testing.T) {
 }
 
 // TestSilentEdge: an edge that says nothing any more is given up with all its paths as soon as one of them is examined, a second later, if others are heard; but no more of
-// them within a time than there should be, or who can stop connections chooses our edges.
+// them within a time than half of those that there should be, or who can stop connections chooses our edges.
 func TestSilentEdge(t *testing.T) {
 	world(t, 12, DefaultOptions(), func(t *testing.T, n *simNet, c *simClient) {
 		var closed []Link
@@ -427,8 +427,99 @@ func TestSilentEdge(t *testing.T) {
 			}
 			n.run(3*time.Second, []*simClient{c}, nil)
 		}
-		if got := c.Stats().EdgesDropped; got != uint64(c.opt.Edges) {
+		if got := c.Stats().EdgesDropped; got != uint64(c.opt.Edges+1)/2 {
 			t.Errorf("%d edges were given up in a minute", got)
+		}
+	})
+}
+
+// TestGap: a gap in which nobody is heard costs no edge, though it begins when some have answered.
+func TestGap(t *testing.T) {
+	world(t, 12, DefaultOptions(), func(t *testing.T, n *simNet, c *simClient) {
+		pool := c.NewPool(PoolConfig{Kind: Inbound, Hops: 3, Want: 8, Owner: newWatcher(t)})
+		n.run(7*time.Second, []*simClient{c}, nil)
+		late := n.relays[0]
+		late.setSilent(true) // its answer comes too late
+		pool.Paths(time.Now())[0].Suspect()
+		time.Sleep(3 * n.latency)
+		n.silence(true)
+		n.run(2*time.Second, []*simClient{c}, nil)
+		n.silence(false)
+		n.run(3*time.Second, []*simClient{c}, nil)
+		if got := c.Stats().EdgesDropped; got != 0 {
+			t.Errorf("%d edges were given up", got)
+		}
+	})
+}
+
+// TestWake: when the way to the network is another, a silent edge is given up as soon as others are heard; while nobody is, half of them after wakePatience, and no more when
+// that happens again.
+func TestWake(t *testing.T) {
+	wake := func(t *testing.T, slept bool, test func(n *simNet, c *simClient, run func(time.Duration), dropped func(want int))) {
+		world(t, 12, DefaultOptions(), func(t *testing.T, n *simNet, c *simClient) {
+			c.NewPool(PoolConfig{Kind: Inbound, Hops: 3, Want: 8, Owner: newWatcher(t)})
+			run := func(d time.Duration) { n.run(d, []*simClient{c}, nil) }
+			run(6 * time.Second) // no pings are due for 3 s
+			test(n, c, run, func(want int) {
+				t.Helper()
+				if got := c.Stats().EdgesDropped; got != uint64(want) {
+					t.Errorf("slept: %v: %d edges were given up, not %d", slept, got, want)
+				}
+			})
+		})
+	}
+	for _, slept := range []bool{false, true} {
+		wake(t, slept, func(n *simNet, c *simClient, run func(time.Duration), dropped func(int)) {
+			n.relays[0].setSilent(true)
+			c.Wake(slept)
+			run(2 * minPatience)
+			dropped(1)
+		})
+		wake(t, slept, func(n *simNet, c *simClient, run func(time.Duration), dropped func(int)) {
+			n.silence(true)
+			c.Wake(slept)
+			run(wakePatience - 500*time.Millisecond)
+			n.silence(false)
+			run(10 * time.Second)
+			dropped(0)
+		})
+		wake(t, slept, func(n *simNet, c *simClient, run func(time.Duration), dropped func(int)) {
+			n.silence(true)
+			c.Wake(slept)
+			run(wakePatience - 250*time.Millisecond)
+			dropped(0)
+			run(500 * time.Millisecond)
+			dropped(2)
+			c.Wake(slept)
+			run(wakePatience + time.Second)
+			dropped(2)
+		})
+		wake(t, slept, func(n *simNet, c *simClient, run func(time.Duration), dropped func(int)) {
+			n.silence(true)
+			c.Wake(slept)
+			run(wakePatience / 2)
+			c.Wake(slept) // still another way: its time begins again
+			run(wakePatience - 250*time.Millisecond)
+			dropped(0)
+		})
+	}
+}
+
+// TestCloseEdge: no edge is given up when the client is closed.
+func TestCloseEdge(t *testing.T) {
+	world(t, 8, DefaultOptions(), func(t *testing.T, n *simNet, c *simClient) {
+		began, ended := make(chan struct{}), false
+		c.disconnect = func(Link) {
+			close(began)
+			time.Sleep(time.Second)
+			ended = true
+		}
+		n.relays[0].setSilent(true)
+		c.Wake(false)
+		<-began
+		c.Close()
+		if !ended {
+			t.Error("closed before")
 		}
 	})
 }
@@ -702,4 +793,22 @@ func TestBackoff(t *testing.T) {
 			n.close()
 		})
 	}
+}
+
+// TestPressed: relays that answered no build for a while are asked again at once, where there are no others, rather than when they are forgotten.
+func TestPressed(t *testing.T) {
+	world(t, 6, DefaultOptions(), func(t *testing.T, n *simNet, c *simClient) {
+		for _, r := range n.relays {
+			r.setSilent(true)
+		}
+		pool := c.NewPool(PoolConfig{Kind: Inbound, Hops: 3, Want: 2, Owner: newWatcher(t)})
+		n.run(25*time.Second, []*simClient{c}, nil)
+		for _, r := range n.relays {
+			r.setSilent(false)
+		}
+		n.run(12*time.Second, []*simClient{c}, nil)
+		if up := len(pool.Paths(time.Now())); up == 0 {
+			t.Errorf("no path, %+v", c.Stats())
+		}
+	})
 }
