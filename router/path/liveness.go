@@ -197,13 +197,8 @@ func (c *Client) suspectLike(dead *Path) {
 func (c *Client) Wake(slept bool) {
 	began := time.Now()
 	woken := c.woken.Add(1)
-	c.mu.RLock()
-	silent := make(map[Link]func() bool, len(c.links))
-	for l := range c.links {
-		silent[l] = nil
-	}
-	c.mu.RUnlock()
-	for l := range silent {
+	silent := make(map[Link]func() bool)
+	for _, l := range c.allLinks() {
 		silent[l] = c.silence(l)
 	}
 	c.start(func() {
@@ -249,15 +244,19 @@ func (c *Client) askEdges(now time.Time, wait time.Duration) int64 {
 	if last := c.asked.Load(); at-last < often || !c.asked.CompareAndSwap(last, at) {
 		return c.asked.Load()
 	}
-	c.mu.RLock()
-	links := slices.Collect(maps.Keys(c.links))
-	c.mu.RUnlock()
-	for _, l := range links {
+	for _, l := range c.allLinks() {
 		c.start(func() { c.askEdge(l, now, wait) })
 	}
 	return at
 }
 
+func (c *Client) allLinks() []Link {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return slices.Collect(maps.Keys(c.links))
+}
+
+// askEdge is askEdges for one of them.
 func (c *Client) askEdge(l Link, began time.Time, wait time.Duration) {
 	silent := c.silence(l)
 	end := began.Add(max(wait, c.edgePatience(l)))
@@ -312,7 +311,7 @@ func (c *Client) edgePatience(l Link) time.Duration {
 	return least
 }
 
-// over gives the paths over an edge.
+// over gives the paths that there are over an edge.
 func (c *Client) over(l Link) (paths []*Path) {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
