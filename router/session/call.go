@@ -228,6 +228,11 @@ func (t *Table) drive(c *call, now time.Time) {
 // follow keeps a call's contact up to date; false: there is none yet, or the call has ended.
 func (t *Table) follow(c *call, now time.Time) bool {
 	e := t.contact(c.r.addr.Key, now)
+	if e == nil {
+		t.fail(c.r, ErrBusy)
+		t.hangUp(c)
+		return false
+	}
 	if e.cc != nil && e.cc != c.contact && !e.cc.Expired(now) {
 		c.contact = e.cc
 		if c.pool != nil {
@@ -261,7 +266,9 @@ func (t *Table) redirect(c *call) {
 // refresh looks a client's contact up although we have one.
 func (t *Table) refresh(r *remote, now time.Time) {
 	if r.addr.Kind == key.Client {
-		t.seek(t.contact(r.addr.Key, now), now)
+		if e := t.contact(r.addr.Key, now); e != nil {
+			t.seek(e, now)
+		}
 	}
 }
 

@@ -23,6 +23,7 @@ const (
 	seekSlow     = 2 * time.Second
 	seekRounds   = 3
 	seekAtOnce   = 32 // look-ups under way: four requests each, and a relay passes on 256 of one client at a time
+	seekKept     = 8  // of these, for remotes that are in use: who has us look up many names does not keep them waiting
 	missingVotes = 3  // locations that have nothing: the last one gets lastChance to have something
 	lastChance   = time.Second
 )
@@ -41,7 +42,7 @@ type contact struct {
 	waiters  []chan<- struct{}
 }
 
-// contact finds or makes an entry. The least recently used goes when there are too many, unless it is in use.
+// contact finds or makes an entry. The least recently used goes when there are too many; nil: somebody works with each of them.
 func (t *Table) contact(k key.Public, now time.Time) *contact {
 	e := t.contacts[k]
 	if e == nil {
@@ -52,11 +53,12 @@ func (t *Table) contact(k key.Public, now time.Time) *contact {
 					old = o
 				}
 			}
-			if old != nil {
-				delete(t.contacts, old.key)
+			if old == nil {
+				return nil
 			}
+			delete(t.contacts, old.key)
 		}
-		e = &contact{key: k}
+		e = &contact{key: k, next: now}
 		t.contacts[k] = e
 	}
 	e.used = now
@@ -72,22 +74,32 @@ func (t *Table) wanted(e *contact) bool {
 	return r != nil && r.call != nil
 }
 
-// tendContacts looks up what is waited for and forgets what is of no use any more.
+// inUse says whether the remote is more than a name: it has been found before, or there is a session with it.
+func (t *Table) inUse(e *contact) bool {
+	r := t.remotes[key.Address{Key: e.key, Kind: key.Client}]
+	return e.cc != nil || r != nil && len(r.sessions) > 0
+}
+
+// tendContacts forgets what is of no use any more.
 func (t *Table) tendContacts(now time.Time) {
 	for k, e := range t.contacts {
-		switch {
-		case len(e.waiters) > 0:
-			t.seek(e, now)
-		case !t.wanted(e) && (e.cc == nil || e.cc.Expired(now)) && now.After(e.missing):
+		if !t.wanted(e) && (e.cc == nil || e.cc.Expired(now)) && now.After(e.missing) {
 			delete(t.contacts, k)
 		}
 	}
 }
 
-// seek starts a look-up unless one is on its way, or it is too early, or there is no path for it. One that takes long may be waiting for paths that are dead, so
-// another one begins beside it.
+// seek starts a look-up unless one is on its way, or it is too early, or there is no place or path for it. One that takes long may be waiting for paths that are dead, so
+// another one begins beside it, if there are places enough.
 func (t *Table) seek(e *contact, now time.Time) {
-	if e.rounds > 0 && now.Sub(e.began) < seekSlow || e.rounds >= seekRounds || now.Before(e.next) || t.seeking >= seekAtOnce || t.closed {
+	if e.rounds > 0 && now.Sub(e.began) < seekSlow || e.rounds >= seekRounds || now.Before(e.next) || t.closed {
+		return
+	}
+	places := seekAtOnce - e.rounds*seekKept
+	if !t.inUse(e) {
+		places -= seekKept
+	}
+	if t.seeking >= places {
 		return
 	}
 	paths := t.entrance.paths(now)
@@ -115,19 +127,24 @@ func (t *Table) seek(e *contact, now time.Time) {
 		t.sought(e, good, missing)
 		t.lock()
 		e.rounds--
-		if t.seeking--; t.seeking == seekAtOnce-1 { // others may be waiting for their turn
+		if t.seeking--; t.seeking >= seekAtOnce-seekKept-1 { // others may be waiting for their turn
 			t.seekAll(time.Now())
 		}
 		t.unlock()
 	})
 }
 
-// seekAll looks up whatever contact is missing.
+// seekAll looks up whatever contact is missing, that first which waits the longest.
 func (t *Table) seekAll(now time.Time) {
+	var missing []*contact
 	for _, e := range t.contacts {
-		if e.cc == nil && t.wanted(e) {
-			t.seek(e, now)
+		if (e.cc == nil || len(e.waiters) > 0) && t.wanted(e) {
+			missing = append(missing, e)
 		}
+	}
+	slices.SortFunc(missing, func(a, b *contact) int { return a.next.Compare(b.next) })
+	for _, e := range missing {
+		t.seek(e, now)
 	}
 }
 
@@ -233,12 +250,14 @@ func (t *Table) told(k key.Public, sealed []byte, now time.Time) {
 	}
 	t.lock()
 	if !t.closed {
-		t.learn(t.contact(k, now), cc, now)
+		if e := t.contact(k, now); e != nil {
+			t.learn(e, cc, now)
+		}
 	}
 	t.unlock()
 }
 
-// Contact returns a client's contact: the one that is known, or what the network says. It waits for paths if need be. Errors: ErrNotFound, ErrClosed, ctx's.
+// Contact returns a client's contact: the one that is known, or what the network says. It waits for paths if need be. Errors: ErrNotFound, ErrBusy, ErrClosed, ctx's.
 func (t *Table) Contact(ctx context.Context, k key.Public) (*netdb.ClientContact, error) {
 	if t.builder == nil || k.Check() != nil {
 		return nil, ErrNotFound
@@ -251,6 +270,10 @@ func (t *Table) Contact(ctx context.Context, k key.Public) (*netdb.ClientContact
 			return nil, ErrClosed
 		}
 		e := t.contact(k, now)
+		if e == nil {
+			t.unlock()
+			return nil, ErrBusy
+		}
 		if e.cc != nil && !e.cc.Expired(now) {
 			cc := e.cc
 			t.unlock()

@@ -40,6 +40,7 @@ type fabric struct {
 	stored [netdb.Locations]map[key.Public][]byte
 	refuse func(method string, location int) error // asked for each request
 	lie    func(p *fakePath, location int) bool    // asked for each: confirm and keep nothing, deny what is there
+	hole   func(blinded key.Public) bool           // asked for each look-up: there is no answer, after 10 s
 	serial uint32
 	sent   int
 	asked  map[string]int // requests by method; a client's look-up of itself is a "check"
@@ -493,6 +494,13 @@ func (p *fakePath) request(ctx context.Context, method string, body []byte) ([]b
 		k, n, err := netdb.DecodeFindCC(body)
 		if err != nil {
 			return netdb.Status(netdb.StatusError), nil
+		}
+		p.f.mu.Lock()
+		hole := p.f.hole != nil && p.f.hole(k)
+		p.f.mu.Unlock()
+		if hole {
+			wait(10 * time.Second)
+			return nil, errLost
 		}
 		p.f.mu.Lock()
 		defer p.f.mu.Unlock()

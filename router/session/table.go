@@ -33,7 +33,7 @@ var (
 	ErrNotFound    = errors.New("session: the remote has no contact")                              // it is offline, or its key is none
 	ErrUnreachable = errors.New("session: the remote is out of reach")                             // a relay whose contact is not known; anybody, for a relay
 	ErrTimeout     = errors.New("session: the remote does not answer")                             // a packet waited 10 s
-	ErrBusy        = errors.New("session: too many calls at once")                                 // Limits.Calls
+	ErrBusy        = errors.New("session: too many calls at once")                                 // Limits.Calls, Limits.Contacts
 	ErrClosed      = errors.New("session: the table is closed")                                    //
 	ErrNotAllowed  = errors.New("session: no session with this client is allowed")                 // Config.Only said no
 	errRefused     = errors.New("session: handshake: refused")                                     // Config.Accept said no
@@ -260,6 +260,7 @@ func (t *Table) Tick(now time.Time) {
 			t.forget(tag)
 		}
 	}
+	t.seekAll(now)
 	for _, r := range t.remotes {
 		t.tend(r, now)
 	}

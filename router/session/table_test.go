@@ -269,6 +269,75 @@ func TestSeekAtOnce(t *testing.T) {
 	})
 }
 
+// TestSeekOrder: names that nobody answers for are looked up in their turn, and keep neither each other waiting for longer than that nor a remote that is in use. There are no more of them than
+// contacts are kept.
+func TestSeekOrder(t *testing.T) {
+	inBubble(t, func(t *testing.T, f *fabric) {
+		a, b := f.settled()
+		f.run(2 * time.Second)
+		a.table.lock()
+		a.table.c.Limits.Contacts = 73
+		a.table.unlock()
+		var first [72]time.Duration // when a name was looked up first
+		var names [len(first)]key.Public
+		number := make(map[key.Public]int)
+		for i := range names {
+			names[i] = key.Generate().Public()
+			blinded, err := names[i].Blind()
+			if err != nil {
+				t.Fatal(err)
+			}
+			number[blinded] = i
+		}
+		start := time.Now()
+		f.mu.Lock()
+		f.hole = func(blinded key.Public) bool {
+			i, ok := number[blinded]
+			if ok && first[i] == 0 {
+				first[i] = time.Since(start)
+			}
+			return ok
+		}
+		f.mu.Unlock()
+		ctx, cancel := context.WithCancel(t.Context())
+		for _, k := range names {
+			go a.table.Contact(ctx, k)
+			time.Sleep(time.Millisecond)
+		}
+		f.run(3 * time.Second)
+		stranger := key.Generate().Public()
+		if _, err := a.table.Contact(t.Context(), stranger); err != ErrBusy {
+			t.Errorf("one name too many: %v", err)
+		}
+		if err := a.table.Connect(t.Context(), key.Address{Key: stranger}); err != ErrBusy {
+			t.Errorf("one call too many: %v", err)
+		}
+		a.table.lock()
+		before := time.Now()
+		a.table.refresh(a.table.remotes[b.addr()], before)
+		e := a.table.contacts[b.sec.Public()]
+		if len(a.table.contacts) != 73 {
+			t.Errorf("%d contacts", len(a.table.contacts))
+		}
+		a.table.unlock()
+		f.run(time.Second)
+		a.table.lock()
+		if e.at.Before(before) {
+			t.Error("who is in use was not looked up")
+		}
+		a.table.unlock()
+		f.run(20 * time.Second)
+		f.mu.Lock()
+		for i, at := range first {
+			if turn := at.Seconds() / 10; int(turn) != i/(seekAtOnce-seekKept) || at == 0 {
+				t.Errorf("name %d was looked up after %v", i, at)
+			}
+		}
+		f.mu.Unlock()
+		cancel()
+	})
+}
+
 func TestClose(t *testing.T) {
 	inBubble(t, func(t *testing.T, f *fabric) {
 		a, b := f.settled()
