@@ -25,6 +25,7 @@ type feed struct {
 	look   func() control.Status
 	wanted chan struct{} // of capacity 1: there is a first listener
 
+	looking   sync.Mutex // held from a look until it is before, or looks would overtake each other; taken before mu
 	mu        sync.Mutex
 	listeners map[*listener]struct{}
 	before    control.Status // of the last look
@@ -63,6 +64,8 @@ func (f *feed) run(ctx context.Context) error {
 
 // round tells what has changed since the last one; false: nobody listens.
 func (f *feed) round() bool {
+	f.looking.Lock()
+	defer f.looking.Unlock()
 	now := f.look()
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -95,13 +98,14 @@ func (l *listener) tell(events []control.Event) {
 	}
 }
 
-// listen is control.API's Events.
-func (f *feed) listen(ctx context.Context, each func(control.Event) error) error {
+// join makes l a listener, and tells it how it is now; the first one of what changes from now on.
+func (f *feed) join(l *listener) error {
+	f.looking.Lock()
+	defer f.looking.Unlock()
 	now := f.look()
-	l := &listener{queue: make(chan control.Event, eventQueue)}
 	f.mu.Lock()
+	defer f.mu.Unlock()
 	if len(f.listeners) == maxListeners {
-		f.mu.Unlock()
 		return control.Errorf(control.CodeFailure, "%d programs listen to events already", maxListeners)
 	}
 	if len(f.listeners) == 0 {
@@ -109,7 +113,15 @@ func (f *feed) listen(ctx context.Context, each func(control.Event) error) error
 	}
 	l.tell([]control.Event{stateEvent(f.before, time.Now())})
 	f.listeners[l] = struct{}{}
-	f.mu.Unlock()
+	return nil
+}
+
+// listen is control.API's Events.
+func (f *feed) listen(ctx context.Context, each func(control.Event) error) error {
+	l := &listener{queue: make(chan control.Event, eventQueue)}
+	if err := f.join(l); err != nil {
+		return err
+	}
 	select {
 	case f.wanted <- struct{}{}:
 	default:

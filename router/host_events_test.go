@@ -162,3 +162,38 @@ func TestFeed(t *testing.T) {
 		}
 	})
 }
+
+// TestFeedOrder: a first listener that comes while a round looks is not told what that round has seen, which is older than what it begins with.
+func TestFeedOrder(t *testing.T) {
+	var count atomic.Int64
+	looks, goOn := make(chan struct{}), make(chan struct{})
+	f := newFeed(func() control.Status {
+		n := count.Add(1)
+		if n == 1 {
+			close(looks)
+			<-goOn
+		}
+		return control.Status{State: control.Ready, Edges: []control.Edge{{Relay: fmt.Sprint(n)}}}
+	})
+	over := make(chan struct{})
+	go func() { defer close(over); f.round() }()
+	<-looks
+	l := &listener{queue: make(chan control.Event, eventQueue)}
+	joined := make(chan error)
+	go func() { joined <- f.join(l) }()
+	time.Sleep(20 * time.Millisecond) // or it may come later, which is well anyway
+	close(goOn)
+	<-over
+	if err := <-joined; err != nil {
+		t.Fatal(err)
+	}
+	f.round()
+	var told []string
+	for len(l.queue) > 0 {
+		e := <-l.queue
+		told = append(told, e.Event+e.Relay)
+	}
+	if got := strings.Join(told, " "); got != "state edge_down2 edge_up3" {
+		t.Errorf("told %q", got)
+	}
+}
