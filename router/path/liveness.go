@@ -236,48 +236,55 @@ func (c *Client) Wake(slept bool) {
 	}
 }
 
-// askEdges asks all edges for signs of life, unless that was done just now, and gives up those of which nothing is heard for so long, or what is usual with them, while
-// somebody else still is when they have been asked for the last time. It returns when, as sign counts, it began.
+// askEdges asks all edges for signs of life, unless that was begun just now, and gives up those of which nothing is heard for so long, or what is usual with them, while
+// somebody else still is. It returns when, as sign counts, it began.
 func (c *Client) askEdges(now time.Time, wait time.Duration) int64 {
 	const often = int64(500 * time.Millisecond)
 	at := int64(now.Sub(c.basis))
 	if last := c.asked.Load(); at-last < often || !c.asked.CompareAndSwap(last, at) {
 		return c.asked.Load()
 	}
-	for _, l := range c.allLinks() {
-		c.start(func() { c.askEdge(l, now, wait) })
-	}
+	c.start(func() { c.doubtEdges(now, wait) })
 	return at
 }
 
-func (c *Client) allLinks() []Link {
-	c.mu.RLock()
-	defer c.mu.RUnlock()
-	return slices.Collect(maps.Keys(c.links))
-}
-
-// askEdge is askEdges for one of them.
-func (c *Client) askEdge(l Link, began time.Time, wait time.Duration) {
-	silent := c.silence(l)
-	end := began.Add(max(wait, c.edgePatience(l)))
-	var last int64
-	for n := range quickPings + 1 {
-		if n < quickPings {
-			last = int64(time.Since(c.basis))
+// doubtEdges asks as long as it doubts any edge, all of them: one is given up only when others are heard all the time. After a gap in which nobody was, time begins again.
+func (c *Client) doubtEdges(began time.Time, wait time.Duration) {
+	type doubt struct {
+		silent   func() bool
+		patience time.Duration
+	}
+	doubts := make(map[Link]doubt)
+	for _, l := range c.allLinks() {
+		doubts[l] = doubt{c.silence(l), max(wait, c.edgePatience(l))}
+	}
+	gap, since := false, began
+	for len(doubts) > 0 {
+		last := int64(time.Since(c.basis))
+		for _, l := range c.allLinks() {
 			c.start(func() { c.pingEdge(l) })
 		}
-		next := end
-		if n < quickPings-1 {
-			next = began.Add(time.Duration(n+1) * wait / quickPings)
-		}
 		select {
-		case <-time.After(time.Until(next)):
+		case <-time.After(wait / quickPings):
 		case <-c.ctx.Done():
 			return
 		}
-	}
-	if c.sign.Load() >= last && silent() {
-		c.dropEdge(l, began)
+		signed := c.sign.Load() >= last
+		if signed && gap {
+			since = time.Now()
+		}
+		gap = !signed
+		for l, d := range doubts {
+			switch {
+			case !d.silent():
+				delete(doubts, l)
+			case time.Since(since) >= d.patience:
+				delete(doubts, l)
+				if signed {
+					c.dropEdge(l, began)
+				}
+			}
+		}
 	}
 }
 
@@ -294,6 +301,12 @@ func (c *Client) pingEdge(l Link) {
 	if p := c.paces[l]; p != nil {
 		p.pongs++
 	}
+}
+
+func (c *Client) allLinks() []Link {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return slices.Collect(maps.Keys(c.links))
 }
 
 // edgePatience is how long an edge may take, by its paths: another one may be much nearer than it is. It takes pool.mu.

@@ -433,23 +433,25 @@ func TestSilentEdge(t *testing.T) {
 	})
 }
 
-// TestGap: a gap in which nobody is heard costs no edge, though it begins when some have answered.
+// TestGap: a gap in which nobody is heard costs no edge, though it begins when some have answered, and whenever it ends.
 func TestGap(t *testing.T) {
-	world(t, 12, DefaultOptions(), func(t *testing.T, n *simNet, c *simClient) {
-		pool := c.NewPool(PoolConfig{Kind: Inbound, Hops: 3, Want: 8, Owner: newWatcher(t)})
-		n.run(7*time.Second, []*simClient{c}, nil)
-		late := n.relays[0]
-		late.setSilent(true) // its answer comes too late
-		pool.Paths(time.Now())[0].Suspect()
-		time.Sleep(3 * n.latency)
-		n.silence(true)
-		n.run(2*time.Second, []*simClient{c}, nil)
-		n.silence(false)
-		n.run(3*time.Second, []*simClient{c}, nil)
-		if got := c.Stats().EdgesDropped; got != 0 {
-			t.Errorf("%d edges were given up", got)
-		}
-	})
+	for gap := 400 * time.Millisecond; gap < 2*time.Second; gap += 50 * time.Millisecond {
+		world(t, 12, DefaultOptions(), func(t *testing.T, n *simNet, c *simClient) {
+			pool := c.NewPool(PoolConfig{Kind: Inbound, Hops: 3, Want: 8, Owner: newWatcher(t)})
+			n.run(7*time.Second, []*simClient{c}, nil)
+			late := n.relays[0]
+			late.setSilent(true) // its answer comes too late
+			pool.Paths(time.Now())[0].Suspect()
+			time.Sleep(3 * n.latency)
+			n.silence(true)
+			time.Sleep(gap)
+			n.silence(false)
+			n.run(4*time.Second, []*simClient{c}, nil)
+			if got := c.Stats().EdgesDropped; got != 0 {
+				t.Errorf("%v: %d edges were given up", gap, got)
+			}
+		})
+	}
 }
 
 // TestWake: when the way to the network is another, a silent edge is given up as soon as others are heard; while nobody is, half of them after wakePatience, and no more when
@@ -472,7 +474,7 @@ func TestWake(t *testing.T) {
 		wake(t, slept, func(n *simNet, c *simClient, run func(time.Duration), dropped func(int)) {
 			n.relays[0].setSilent(true)
 			c.Wake(slept)
-			run(2 * minPatience)
+			run(2*minPatience + maxPatience/2)
 			dropped(1)
 		})
 		wake(t, slept, func(n *simNet, c *simClient, run func(time.Duration), dropped func(int)) {
