@@ -88,7 +88,7 @@ type Limits struct {
 	// Handshakes is how many inits a second are opened, which costs 0.3 ms each and 0.3 ms more when it is answered; four times as many at once. Half of them may come
 	// over one path. Default 100.
 	Handshakes int
-	Contacts   int // client contacts that are kept after a look-up; default 1,024
+	Contacts   int // client contacts that are looked up or kept; default 1,024
 }
 
 func (l Limits) withDefaults() Limits {
