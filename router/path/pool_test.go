@@ -452,6 +452,19 @@ func TestGap(t *testing.T) {
 			}
 		})
 	}
+	world(t, 12, DefaultOptions(), func(t *testing.T, n *simNet, c *simClient) {
+		c.NewPool(PoolConfig{Kind: Inbound, Hops: 3, Want: 8, Owner: newWatcher(t)})
+		n.run(6*time.Second, []*simClient{c}, nil)
+		n.silence(true)
+		c.askEdges(time.Now(), minPatience)
+		time.Sleep(minPatience - 5*n.latency) // all have been asked for the third time
+		n.silence(false)
+		c.pingEdge(c.links[n.relays[0].id])
+		n.run(4*time.Second, []*simClient{c}, nil)
+		if got := c.Stats().EdgesDropped; got != 0 {
+			t.Errorf("%d edges were given up for one that was asked later", got)
+		}
+	})
 }
 
 // TestWake: when the way to the network is another, a silent edge is given up as soon as others are heard; while nobody is, half of them after wakePatience, and no more when
