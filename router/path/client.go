@@ -51,7 +51,7 @@ type ClientConfig struct {
 // EdgeUp and EdgeDown, brings what comes in over them, calls Tick every 250 ms, and calls Close.
 //
 // Builds and pings wait for answers in goroutines of the Client: one for each path under way, and three at most for each path that is up, at the default interval; fifteen
-// more for one that is examined, and while edges are asked for each of them. Close waits for them.
+// more for one that is examined, and up to forty for each edge while one of them is doubted. Close waits for them.
 type Client struct {
 	opt        Options
 	store      *netdb.Store
