@@ -208,7 +208,7 @@ func (h *host) whyNotReady(edges int) string {
 	n := h.node
 	switch bootstraps := n.network.Load().Contacts; {
 	case n.store.Len() > 0:
-	case len(bootstraps) == 0 && h.config.Network.File != "":
+	case len(bootstraps) == 0 && h.config.Network.File != "" && len(h.config.Network.Bootstrap) == 0:
 		return "no relay's contact is known: the network file has none; ask the network's operator for a newer one"
 	case len(bootstraps) == 0:
 		return fmt.Sprintf("no relay's contact is known, and there is no bootstrap file: put a current one at %s, or name it in network.bootstrap (see docs/public-network.md)",
