@@ -215,6 +215,7 @@ func TestRedact(t *testing.T) {
 		{"open /home/bob/x.key: permission denied; see /etc/lokinetd/lokinetd.toml", "open path-1: permission denied; see /etc/lokinetd/lokinetd.toml"},
 		{"who is " + short(a) + " or " + short(b) + "?", "who is name-1 or name-2?"},
 		{"IT IS " + strings.ToUpper(a), "IT IS name-1"},
+		{"net.core.rmem_max is small; see docs/dns.md", "net.core.rmem_max is small; see docs/dns.md"},
 	} {
 		if got := r.text(c[0]); got != c[1] {
 			t.Errorf("%q:\n got %q\nwant %q", c[0], got, c[1])

@@ -28,7 +28,7 @@ func newRedactor() *redactor {
 	if name, err := os.Hostname(); err == nil {
 		r.word("host", name)
 	}
-	if u, err := user.Current(); err == nil && u.Uid != "0" {
+	if u, err := user.Current(); err == nil && u.Uid != "0" && u.Username != "nobody" {
 		r.word("user", u.Username)
 		r.word("home", u.HomeDir)
 	}
@@ -103,7 +103,7 @@ var openPaths = []string{"/etc/lokinetd/lokinetd.toml", "/etc/resolv.conf", "/et
 	"/dev/net/tun", "/proc/", "/sys/", "/run/lokinetd/", "/run/systemd/", "/run/dbus/", "/run/NetworkManager/", "/lib/", "/usr/", "/var/lib/lokinetd/nodedb", "/metrics"}
 
 // openEnds are the ends of files and settings of ours that look like names of hosts.
-var openEnds = []string{"toml", "conf", "md", "service", "socket", "mode", "go", "signed", "sock", "hop", "min", "max"}
+var openEnds = []string{"toml", "conf", "md", "service", "socket", "mode", "go", "signed", "sock", "hop", "min", "max", "core"}
 
 // text replaces all that looks like a key, a name or an address in text for people.
 func (r *redactor) text(s string) string {
