@@ -39,21 +39,27 @@ const (
 	patience = 90 * time.Second * scale
 )
 
-// What a person does with the demo's network, from its second client.
-func TestDemoNetwork(t *testing.T) {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute+2*patience)
-	defer cancel()
+// demoOf makes the demo's network, for the caller to close, and what ends the test at an error.
+func demoOf(ctx context.Context, t *testing.T) (*demoNet, func(error)) {
+	t.Helper()
 	d, err := newDemo(ctx, &app{out: os.Stdout, err: os.Stderr})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer d.close()
-	must := func(err error) {
+	return d, func(err error) {
 		t.Helper()
 		if err != nil {
 			t.Fatal(err)
 		}
 	}
+}
+
+// What a person does with the demo's network, from its second client.
+func TestDemoNetwork(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute+2*patience)
+	defer cancel()
+	d, must := demoOf(ctx, t)
+	defer d.close()
 	must(d.relays())
 	_, address, err := d.serve(ctx)
 	must(err)

@@ -124,17 +124,8 @@ func (n *nobody) askThroughSOCKS(service, name string) (answer string, err error
 func TestProxy(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute+patience)
 	defer cancel()
-	d, err := newDemo(ctx, &app{out: os.Stdout, err: os.Stderr})
-	if err != nil {
-		t.Fatal(err)
-	}
+	d, must := demoOf(ctx, t)
 	defer d.close()
-	must := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
 	names, err := d.plan()
 	must(err)
 	theirKey, network := key.Generate(), filepath.Join(d.dir, "demo.network")

@@ -33,17 +33,8 @@ const (
 func TestRoaming(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
-	d, err := newDemo(ctx, &app{out: os.Stdout, err: os.Stderr})
-	if err != nil {
-		t.Fatal(err)
-	}
+	d, must := demoOf(ctx, t)
 	defer d.close()
-	must := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
 	names, err := d.plan()
 	must(err)
 	const own = 3 // relays that the guest alone is connected to, and the host uses for nothing

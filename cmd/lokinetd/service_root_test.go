@@ -65,17 +65,8 @@ func (w *endless) wrote(b []byte) bool {
 func TestServiceReload(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute+patience)
 	defer cancel()
-	d, err := newDemo(ctx, &app{out: os.Stdout, err: os.Stderr})
-	if err != nil {
-		t.Fatal(err)
-	}
+	d, must := demoOf(ctx, t)
 	defer d.close()
-	must := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
 	must(d.relays())
 
 	// The services: one whose port leads to a web server on loopback, for two clients only, and one whose web server listens by itself.

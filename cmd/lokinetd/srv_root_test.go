@@ -18,17 +18,8 @@ import (
 func TestDemoServiceRecords(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	d, err := newDemo(ctx, &app{out: os.Stdout, err: os.Stderr})
-	if err != nil {
-		t.Fatal(err)
-	}
+	d, must := demoOf(ctx, t)
 	defer d.close()
-	must := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
 	must(d.relays())
 	host, address, err := d.serve(ctx)
 	must(err)
