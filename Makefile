@@ -6,7 +6,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := build
-.PHONY: build test check demo env fuzz fuzz-long bench bench-go bench-net soak deb browser mutants clean help FORCE
+.PHONY: build test check demo env fuzz fuzz-long bench bench-go bench-net soak churn deb browser mutants clean help FORCE
 
 FUZZTIME ?= 10s
 PKG ?= ./...
@@ -74,6 +74,12 @@ soak: .cache/env ## 200 MB each way through the demo's network, then days of sim
 	@$(with) go test -tags root,soak -run TestDemoNetwork -count 1 -timeout 0 -v ./cmd/lokinetd/
 	@$(with) go test -tags soak -run Soak -count 1 -timeout 0 -v ./router/testnet/
 	@packaging/test/run '^TestPackageNetworkManager$$'
+	@$(MAKE) churn
+
+CHURN ?= 2h
+churn: .cache/env ## what grows in CHURN (2h) of the demo's network under churn, into docs/churn.md (as root)
+	@$(with) go test -tags root,soak -run '^TestChurn$$' -count 1 -timeout 0 -v ./cmd/lokinetd/ -churn $(CHURN) -churn.doc "$$PWD/docs/churn.md" \
+		-churn.commit "$$(git describe --tags --always --dirty 2>/dev/null || echo unknown)"
 
 deb: .cache/env ## the Debian package, build/lokinetd_*.deb, of the files as they are here (needs debhelper and dh-apparmor; fetches nothing)
 	@rm -rf build/deb && mkdir -p build/deb/lokinetd/.cache
