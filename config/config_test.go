@@ -489,6 +489,10 @@ o = 1`
 
 // FuzzParse feeds any file. The threat is an administrator's mistake or a file that another program made: no crash, no endless work, and what is accepted keeps its
 // promises. What the scanner of lines makes of a well-formed file has every key that the library found.
+//
+// Decoders: ParseWith parse decoder.decode decoder.table decoder.value decoder.list decoder.text decoder.unknown parseAddrPort Range.UnmarshalText Range.check
+// Decoders: Port.UnmarshalText Forward.UnmarshalText SRV.UnmarshalText srvLabel ParseLevels Levels.UnmarshalText parseKey scanLines resolve scanner.next
+// Decoders: scanner.peek scanner.accept scanner.skipBlank scanner.skipLine scanner.key scanner.skipValue scanner.skipString
 func FuzzParse(f *testing.F) {
 	example, err := os.ReadFile("../packaging/lokinetd.toml")
 	if err != nil {

@@ -92,6 +92,9 @@ func TestImportErrors(t *testing.T) {
 }
 
 // FuzzImport: a file that somebody else wrote must not make the import panic, nor come out as a configuration that is not right.
+//
+// Decoders: Import readINI iniLine.setting importer.recognize importer.take parseBool parseSpan asText asNumber asBool asSpan asRelays netID dataDir record
+// Decoders: authType code whitelisted understood interfaceAddress nameServer resolver listen bindInterface rangeIPv6 bootstrapNode logType logFile logLevel
 func FuzzImport(f *testing.F) {
 	files, _ := filepath.Glob("testdata/import/*.ini")
 	for _, file := range files {

@@ -603,6 +603,8 @@ func TestUpstreamIsUs(t *testing.T) {
 
 // FuzzUpstreamReply: the bytes of an upstream's answer to example.com. The threat: a hostile or broken resolver, or somebody on the way to it who guessed id and port.
 // What is passed on must be writable, fit, be for our question, and say nothing about names of ours.
+//
+// Decoders: match rewritable sameQuestion reply.take taken
 func FuzzUpstreamReply(f *testing.F) {
 	q := query(dns.Question{Name: "example.com.", Qtype: dns.TypeA, Qclass: dns.ClassINET}, true, true, false)
 	q.Id = 0

@@ -195,6 +195,8 @@ func (crashing) Exists(key.Address) bool { panic("a fault") }
 // FuzzHandle feeds raw packets to the whole handler, over a Source that knows every answer and an upstream that echoes. The threat: any program of the host, or of
 // the network that we listen on, sends us any bytes. Nothing may crash; a reply must be readable, bear the query's id, fit, and be a
 // reply; and no name of ours may reach the upstream.
+//
+// Decoders: Server.handle Server.judge labelsOf wireLabels ourTLD mayLeave parseName Server.answerReverse cookieSecret.judge
 func FuzzHandle(f *testing.F) {
 	for _, c := range []string{"A ALICE.loki.", "AAAA www.blog.loki.", "TXT path.ALICE.sesh.", "SRV _http._tcp.RELAY.snode.", "PTR 1.0.16.172.in-addr.arpa.", "SOA loki.", "A example.com.", "A ALICE.loki.example.com."} {
 		typ, name, _ := strings.Cut(named(c), " ")

@@ -199,6 +199,8 @@ func TestFlowQuota(t *testing.T) {
 
 // FuzzFlows. Threat: a remote sends anything in any order, to get in what nobody asked for, or to keep a door open. The model: a packet may pass
 // only when it is listed, or when an outbound packet of the same flow was sent within the longest life time of its protocol.
+//
+// Decoders: flows.in flows.out flows.first
 func FuzzFlows(f *testing.F) {
 	r := rand.New(rand.NewPCG(1, 1))
 	for range 4 {

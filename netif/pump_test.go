@@ -498,6 +498,8 @@ func TestPumpConcurrent(t *testing.T) {
 
 // FuzzDeliver. Threat: a remote sends any bytes through its session and hopes for a panic, a buffer lost, or a packet to the host that claims to be
 // from somebody else.
+//
+// Decoders: Endpoint.Deliver Pump.out rewrite
 func FuzzDeliver(f *testing.F) {
 	z4, z6 := addr("0.0.0.0"), addr("::")
 	f.Add(udp(z4, z4, 1, 53, "x"))

@@ -137,6 +137,8 @@ func TestTable(t *testing.T) {
 
 // FuzzTable. Threat: remotes choose keys, owners and order of the flow table's entries and hope for a broken list, more entries than
 // the limit, or another one's entry gone. The slow model has none of the lists.
+//
+// Decoders: table.get table.put table.victim table.link table.unlink table.remove
 func FuzzTable(f *testing.F) {
 	r := rand.New(rand.NewPCG(1, 1))
 	for range 4 {

@@ -465,6 +465,8 @@ func TestBootstrapSmallNetwork(t *testing.T) {
 
 // FuzzClientReply feeds what relays answer a client into what reads it: a relay at the end of a path, or a bootstrap, may send anything. Nothing may panic, no relay that is not
 // known may come into the store, and nobody who does not know a name makes an answer for it.
+//
+// Decoders: readName
 func FuzzClientReply(f *testing.F) {
 	now := time.Unix(1_790_000_000, 0)
 	good, stranger := relayContact(1, now), relayContact(9, now)

@@ -567,6 +567,8 @@ func TestGossipEnds(t *testing.T) {
 
 // FuzzRelayRequest sends requests of any name and body over every kind of connection and over a path: a relay takes them from strangers. It may not panic, answers each at most once,
 // keeps no contact that is not signed, and learns of no relay that is not registered.
+//
+// Decoders: relay.Request relay.gossip relay.PathRequest relay.fetchRCs relay.resolveSNS relay.publishCC relay.readPublish relay.findCC
 func FuzzRelayRequest(f *testing.F) {
 	now := time.Now()
 	client, blinded, place := placed(f, 9, 0, 1, 2, 3)

@@ -181,6 +181,8 @@ func TestKeepAlive(t *testing.T) {
 }
 
 // FuzzHTTP: see FuzzSOCKS. Whatever the request, it goes to a host that is ours, or nowhere, and the host is what the request line says.
+//
+// Decoders: parseHost parseTarget forwardTarget
 func FuzzHTTP(f *testing.F) {
 	f.Add([]byte("CONNECT " + web + ":80 HTTP/1.1\r\nHost: x\r\n\r\n"))
 	f.Add([]byte("GET http://" + web + "/ HTTP/1.1\r\nHost: example.com\r\n\r\n"))

@@ -335,6 +335,8 @@ func TestAssociationRoom(t *testing.T) {
 
 // FuzzSOCKS: any program of the host, and any web page that makes a browser speak to the port, can send these bytes. Reading ends, takes no more than it
 // says, gives a host that is refused or ours, and what was read is what would be written.
+//
+// Decoders: readGreeting readRequest readAddress parseDatagram
 func FuzzSOCKS(f *testing.F) {
 	f.Add([]byte(greeting + request(commandConnect, web, 80)))
 	f.Add([]byte(greeting + request(commandAssociate, "::", 0) + "more"))

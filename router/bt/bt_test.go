@@ -208,6 +208,8 @@ func compare(t *testing.T, b []byte, want any) {
 
 // Threat: every message of every remote passes here first. A reader that accepts two spellings of one message, reads past its end, recurses
 // without bound or disagrees with a plain reading of the grammar opens all decoders above it.
+//
+// Decoders: Valid skip str integer signed64 ReadDict ReadList Dict.Finish Dict.FinishPrefix List.Finish
 func FuzzReader(f *testing.F) {
 	for _, v := range vectors {
 		b, _ := hex.DecodeString(v.hex)

@@ -319,6 +319,10 @@ func (t *driver) list(l *List, tree []any) {
 
 // Threat: a remote knows what a decoder asks of its message and in which order, and sends one for which the cursor answers another question: a value of the next key,
 // one that is out of range, one that is not there. The slow reader has the whole tree and looks everything up in it.
+//
+// Decoders: ParseUint Dict.next Dict.pass Dict.find Dict.OptBytes Dict.Bytes Dict.OptFixed Dict.Fixed Dict.require Dict.integer Dict.OptInt Dict.Int Dict.OptUint
+// Decoders: Dict.Uint Dict.OptRaw Dict.Raw Dict.nested Dict.OptList Dict.List Dict.OptDict Dict.Dict Dict.Signature Dict.Offset List.Next List.value List.Raw
+// Decoders: List.Bytes List.Fixed List.integer List.Int List.Uint List.List List.Dict List.nested
 func FuzzCursor(f *testing.F) {
 	r := testkit.Seeded(1)
 	add := func(b []byte) {

@@ -15,6 +15,8 @@ import (
 
 // A key file comes from a backup, another program or a slip of the hand. It may be anything; what is taken for a key must be one, and the same one
 // however it is written.
+//
+// Decoders: ParseSecret parseSecret isHex legacySecret btString btSkip
 func FuzzParseSecret(f *testing.F) {
 	for _, data := range forms(FromSeed(counting(0))) {
 		f.Add(data)
@@ -43,6 +45,8 @@ func FuzzParseSecret(f *testing.F) {
 }
 
 // Addresses come from users, configuration and the control socket. No text may crash the parser, have two meanings, or be another one's canonical form.
+//
+// Decoders: ParsePublic parsePublic Public.UnmarshalText ParseAddress addressOf
 func FuzzParseAddress(f *testing.F) {
 	for _, s := range []string{text + ".loki", padded + ".SESH", text + ".snode", text, "jason.loki", "..", text + ".loki.", "\u212a.loki", text[:50] + "\r\n", text[:51] + "0"} {
 		f.Add(s)
@@ -77,6 +81,8 @@ func FuzzParseAddress(f *testing.F) {
 
 // Names come in DNS queries from any program on the host, web pages included. No text may crash the parser, leave the name's own parts
 // ambiguous, or be asked of the network as a name that the registry cannot hold.
+//
+// Decoders: ParseName CheckSNS faultSNS
 func FuzzParseName(f *testing.F) {
 	for _, s := range []string{
 		"jason.loki", "a.b.jason.LOKI.", text + ".loki", "x.ipv4." + padded + ".sesh", "localhost.snode", "random.snode", "xn--a.loki", "..loki", "loki", "example.com",
@@ -107,6 +113,8 @@ func FuzzParseName(f *testing.F) {
 
 // Public keys come in contacts, path builds and handshakes of anyone. Threat: bytes that one of the operations takes for a key and another for another one or for none,
 // or with a part of small order, which would make shared secrets, signatures or blinded keys meaningless.
+//
+// Decoders: Public.Check Public.point Public.Verify Public.ECDH Public.Blind Secret.DH
 func FuzzPublic(f *testing.F) {
 	own := FromSeed(counting(0x20))
 	msg := []byte("message")

@@ -252,6 +252,8 @@ func (m *model) done(counter int64) {
 
 // FuzzJoiner: whatever frames a hostile peer sends, in any order, the joiner neither panics nor keeps buffers nor joins what does not belong together; it does what the
 // plain model does. script is frames of 3 bytes: id and length.
+//
+// Decoders: joiner.add joiner.had joiner.complete joiner.extend joiner.half joiner.room joiner.free joiner.drop
 func FuzzJoiner(f *testing.F) {
 	f.Add([]byte{0, 2, 10, 0, 3, 20})
 	f.Add([]byte{0, 2, 10, 4, 2, 20, 0, 3, 1, 4, 3, 255})

@@ -203,6 +203,8 @@ func TestDeframerStops(t *testing.T) {
 
 // FuzzDeframer: whatever a peer sends on stream 0, the deframer neither panics nor holds more than twice what came, and the messages do not depend on where the
 // reads end. cuts chooses the ends.
+//
+// Decoders: deframer.feed deframer.grow deframer.held
 func FuzzDeframer(f *testing.F) {
 	for _, v := range messageVectors {
 		f.Add([]byte(v.wire+"0:"+v.wire), uint64(1))
@@ -223,6 +225,8 @@ func FuzzDeframer(f *testing.F) {
 }
 
 // FuzzMessage: a message of a hostile peer never panics; what is accepted is written again as the same bytes, except that the name of an unknown type is lost.
+//
+// Decoders: parseMessage
 func FuzzMessage(f *testing.F) {
 	for _, v := range messageVectors {
 		_, list, _ := strings.Cut(v.wire, ":")

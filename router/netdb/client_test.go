@@ -251,6 +251,8 @@ func TestSRV(t *testing.T) {
 
 // Threat: a client's contact is made by that client, and whoever wants to reach it reads it. A hostile one must be an error or harmless, and
 // what is understood must be what we would write.
+//
+// Decoders: decodeClient decodeExit unpackRange ExitPolicy.check decodeSRV SRV.Check serviceLabel
 func FuzzClientContact(f *testing.F) {
 	f.Add(testkit.Hex(f, vectorCC))
 	f.Add(fullContact().append(nil))
@@ -272,6 +274,8 @@ func FuzzClientContact(f *testing.F) {
 }
 
 // Threat: relays take sealed contacts from anyone. Reading the outside must never panic, and what is kept must be within bounds.
+//
+// Decoders: PeekSealed VerifySealed decodeSealed sealed.verify
 func FuzzSealed(f *testing.F) {
 	f.Add(testkit.Hex(f, vectorSealed))
 	f.Add(seals(nil, secret(0).Public(), secret(0)))

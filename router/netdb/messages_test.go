@@ -305,6 +305,8 @@ func TestBootstrapReply(t *testing.T) {
 
 // Threat: relays answer anyone's requests and clients read any relay's replies; both are made by strangers. No body may panic or be
 // understood in a way that cannot be written again.
+//
+// Decoders: DecodeStatus decodeReply DecodePublishCC DecodeFindCC DecodeFoundCC DecodeFetchRCs DecodeRCs DecodeRIDs readKeys DecodeResolveSNS DecodeResolvedSNS
 func FuzzMessages(f *testing.F) {
 	sealed := testkit.Hex(f, vectorSealed)
 	rc := testkit.Hex(f, vectorRC)
@@ -361,6 +363,8 @@ func FuzzMessages(f *testing.F) {
 
 // Threat: a bootstrap relay is dialled by an unauthenticated connection, a bootstrap file is downloaded from somewhere. Whatever is inside,
 // memory stays bounded and nothing panics.
+//
+// Decoders: ParseBootstrap parseRelays DecodeBootstrapReply
 func FuzzBootstrap(f *testing.F) {
 	now := time.Unix(1800000000, 0)
 	_, raws := relayContacts(2, now)

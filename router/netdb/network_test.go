@@ -224,6 +224,8 @@ func TestNameIndex(t *testing.T) {
 
 // Threat: a network file is downloaded; until its signature is found to be the operator's, it is a stranger's. What is read of it must not
 // panic and must come back from what we would write.
+//
+// Decoders: decodeNetwork readNames NetworkFile.check validNetworkName
 func FuzzNetworkFile(f *testing.F) {
 	raw, _ := demoNetwork().Sign(secret(3000))
 	f.Add(raw)

@@ -369,6 +369,8 @@ func dedupe(ids []key.Public) (out []key.Public) {
 
 // Threat: any peer sends relay contacts, by gossip, bootstrap and fetch_rcs. Reading one must never panic, and what is understood must come
 // back from what we would write.
+//
+// Decoders: decodeRelay RelayContact.verified split endsSigned
 func FuzzRelayContact(f *testing.F) {
 	f.Add(testkit.Hex(f, vectorRC))
 	f.Add(SignRelayContact(secret(1), RelayContact{Addr: netip.MustParseAddrPort("9.9.9.9:9"), Addr6: netip.MustParseAddrPort("[2a00::1]:9"), Network: 5, Sessions: true, Time: time.Unix(5, 0)}).Raw())

@@ -134,6 +134,8 @@ func TestParseName(t *testing.T) {
 }
 
 // FuzzAnswers: whatever oxend answers, the relay goes on; a list has each relay once.
+//
+// Decoders: parseList hexKey.UnmarshalText parseName parseKey pingStatus
 func FuzzAnswers(f *testing.F) {
 	f.Add([]byte(`{"status": "OK", "block_hash": "h", "service_node_states": [{"pubkey_ed25519": "` + strings.Repeat("0a", 32) + `", "service_node_version": [11,6,0]}]}`))
 	f.Add([]byte(`d15:encrypted_value0:5:nonce24:aaaaaaaaaaaaaaaaaaaaaaaae`))

@@ -135,6 +135,8 @@ func TestOurs(t *testing.T) {
 }
 
 // FuzzPeer: an oxend that has gone mad, or is none, must not make the relay fail, take memory or differ by how its bytes are cut; messages are a fixed point.
+//
+// Decoders: checkGreeting parseFrame peer.feed peer.next peer.cut peer.command checkReady
 func FuzzPeer(f *testing.F) {
 	f.Add(hello, 7)
 	f.Add(hello[64:], 1)

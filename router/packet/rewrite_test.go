@@ -446,6 +446,9 @@ func samples() (ps [][]byte) {
 // FuzzRewrite. Threat: a remote sends any bytes as an IP packet and hopes for a panic, for a read or write outside the packet, or for a
 // change elsewhere than in addresses and checksums. The slow reference says what is accepted and what becomes of it, to the byte: sums that were right stay right and
 // wrong ones wrong by the same amount.
+//
+// Decoders: ParseIP parse IP.parse4 options4 IP.parse6 options6 IP.parseTransport IP.Original IP.original Rewrite IP.Rewrite IP.RewriteError IP.check IP.write
+// Decoders: replace add fold Sum PseudoSum
 func FuzzRewrite(f *testing.F) {
 	for _, p := range samples() {
 		f.Add(p, []byte("0123456789abcdefghijklmnopqrstuv"))
@@ -529,6 +532,8 @@ func FuzzRewrite(f *testing.F) {
 }
 
 // FuzzEchoReply. Threat: as FuzzRewrite; a relay answers pings by itself.
+//
+// Decoders: FillZeroUDP EchoReply
 func FuzzEchoReply(f *testing.F) {
 	for _, p := range samples() {
 		f.Add(p)

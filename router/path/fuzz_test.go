@@ -36,6 +36,8 @@ func (*echoing) Request(_ context.Context, _ key.Public, _ string, body []byte) 
 
 // FuzzRelay: a neighbour, who may be anyone, sends a relay datagrams and requests of any content; those who know an id can aim them. Whatever comes, nothing
 // panics, no buffer is lost, what a middle hop passes on keeps its length, and what the relay holds stays within its limits.
+//
+// Decoders: Relay.HandleRequest Relay.Datagram Relay.session Relay.peel hop.readdress Relay.pivot turn Relay.control passReply split
 func FuzzRelay(f *testing.F) {
 	msg := func(id byte, n int, typ byte) []byte {
 		m := make([]byte, n+trailerSize)
@@ -96,6 +98,8 @@ func FuzzRelay(f *testing.F) {
 
 // FuzzRecord: the author of a build decides every byte of a relay's record, which is under a key that both know. What is accepted has the properties that the relay
 // relies on, and is the same when a client writes it again.
+//
+// Decoders: openBuild fields.next fields.end
 func FuzzRecord(f *testing.F) {
 	inner := func(life uint32, rx, tx byte, next key.Public) []byte {
 		b := append([]byte("d1:l4:"), binary.LittleEndian.AppendUint32(nil, life)...)
@@ -139,6 +143,8 @@ func FuzzRecord(f *testing.F) {
 
 // FuzzRequest: the client of a path, who may be anyone, decides every byte of what it seals for the terminal relay. What is parsed is written again as the same bytes, unless
 // it had more keys than the two.
+//
+// Decoders: openRequest
 func FuzzRequest(f *testing.F) {
 	for _, s := range []string{examplePingPlain, "d1:e0:1:p0:e", "d1:e9:path_pinge", "de", "le", "d1:a0:1:e1:x1:p1:ye"} {
 		f.Add([]byte(s))
@@ -168,6 +174,8 @@ func FuzzRequest(f *testing.F) {
 
 // FuzzClient: an edge sends a client datagrams and requests of any content, and replies to its requests. What is delivered keeps its length, and nothing that was not sealed by the terminal
 // passes for a reply.
+//
+// Decoders: Client.Datagram Client.HandleRequest Client.session Client.find openReply statusText
 func FuzzClient(f *testing.F) {
 	m := make([]byte, 60)
 	putTrailer(m[60-trailerSize:], new(fill24(1)), new(fillID(0x40)), 1)

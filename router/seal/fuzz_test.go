@@ -10,6 +10,8 @@ import (
 
 // A sealed box comes from anyone who knows our address, before anything about the sender is known. It may be anything: it must not crash us, open unless it was
 // made for us, or be changed.
+//
+// Decoders: OpenBox
 func FuzzOpenBox(f *testing.F) {
 	to := secret(0)
 	for _, n := range []int{0, 1, 100} {
@@ -49,6 +51,8 @@ func FuzzOpenBox(f *testing.F) {
 }
 
 // A record comes from a relay, which may lie, for a name that a user typed. What opens must be the one record of that name, owner and nonce.
+//
+// Decoders: OpenName
 func FuzzOpenName(f *testing.F) {
 	owner := secret(0).Public()
 	nonce := Nonce(testkit.Counting(0x40, 24))
@@ -76,6 +80,8 @@ func FuzzOpenName(f *testing.F) {
 
 // The keys in a session's first two messages, and in a path build's frames, come from anyone. Threat: a key of small order or a ciphertext of another size that makes the
 // keys known to others, or the two sides' keys the same.
+//
+// Decoders: Respond Response.Keys Ephemeral.Keys x25519 ClientPathKey RelayPathKey pathKey
 func FuzzKeys(f *testing.F) {
 	e, own := NewEphemeral(), secret(0)
 	good, err := Respond(e.X(), e.M())

@@ -480,6 +480,8 @@ func TestParseHandshake(t *testing.T) {
 }
 
 // FuzzHandshake: whoever can send to one of our paths chooses this body, before any key is looked at.
+//
+// Decoders: parseHandshake
 func FuzzHandshake(f *testing.F) {
 	f.Add([]byte("d0:1:i1:B3:boxe"))
 	f.Add([]byte("d0:1:s1:S2:ab1:i2:cde"))
@@ -513,6 +515,8 @@ func FuzzHandshake(f *testing.F) {
 }
 
 // FuzzInner: anybody who knows our key can seal a box or a 1.0 init with this in it for us.
+//
+// Decoders: parseInit parseAccept parseOldInit
 func FuzzInner(f *testing.F) {
 	i := newInitiator(alice, bob.Public(), 77)
 	_, _, init, accept := shake(f, i, bob, 88)
@@ -547,6 +551,8 @@ func FuzzInner(f *testing.F) {
 }
 
 // FuzzControl: a remote with which we have a session chooses this plaintext.
+//
+// Decoders: parseControl parseSwitch parseOldAccept
 func FuzzControl(f *testing.F) {
 	f.Add([]byte("d1:e13:session_close1:p0:e"))
 	f.Add([]byte("d1:e11:path_switch1:p24:d1:p16:xxxxxxxxxxxxxxxxee"))

@@ -371,6 +371,8 @@ func TestOtherChannel(t *testing.T) {
 }
 
 // FuzzControlled: whoever knows a path of ours can send anything to it, a tag that is known included.
+//
+// Decoders: Table.controlled Table.handshake
 func FuzzControlled(f *testing.F) {
 	f.Add(byte(1), []byte("garbage"), uint32(6), true)
 	f.Add(byte(2), []byte("d0:1:s1:S2:ab1:i2:cde"), uint32(6), false)
