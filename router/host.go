@@ -157,7 +157,8 @@ func run(ctx context.Context, c *config.Config, version string, log *slog.Logger
 		err = errors.Join(err, h.parts.stop())
 	}()
 	memory := newCollector()
-	h.parts.add("collector", hostLimit, func() error { memory.close(); return nil })
+	cores := newGovernor()
+	h.parts.add("collector, processors", hostLimit, func() error { memory.close(); cores.close(); return nil })
 	if err := os.MkdirAll(c.DataDir, 0o700); err != nil {
 		return fmt.Errorf("data directory: %w", err)
 	}
@@ -196,15 +197,15 @@ func run(ctx context.Context, c *config.Config, version string, log *slog.Logger
 	h.node.times.note(momentRunning)
 	sys.notify(daemon.SdNotifyReady)
 	log.Info("running", "role", c.Role, "version", version)
-	return h.loop(ctx, memory)
+	return h.loop(ctx, memory, cores)
 }
 
-// adaptEvery is how often the collector's target follows the load.
+// adaptEvery is how often the collector's target and the number of processors follow the load.
 const adaptEvery = time.Second
 
 // loop is the daemon's main loop, until ctx ends (nil) or a part fails (its error). The watchdog is fed from here, and only while the node's own loop goes
 // round too.
-func (h *host) loop(ctx context.Context, memory *collector) error {
+func (h *host) loop(ctx context.Context, memory *collector, cores *governor) error {
 	var feed <-chan time.Time
 	if h.sys.watchdog > 0 {
 		t := time.NewTicker(h.sys.watchdog / 3)
@@ -228,8 +229,10 @@ func (h *host) loop(ctx context.Context, memory *collector) error {
 			if h.networkChanged() {
 				h.takeNetwork()
 			}
+			h.mend()
 		case now := <-adapt.C:
 			memory.adapt(now)
+			cores.adapt(now)
 			if h.unforwarded {
 				h.openForwards()
 			}
@@ -278,7 +281,9 @@ func (h *host) openNode(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("link: %w", err)
 	}
-	h.wire, err = link.NewQUIC(pc, link.Config{Secret: nc.Secret, Accept: relay, Registered: nc.Store.Registered, Log: h.log.With("mod", "link")})
+	var links link.Limits
+	links, nc.Limits, _ = limits()
+	h.wire, err = link.NewQUIC(pc, link.Config{Secret: nc.Secret, Accept: relay, Registered: nc.Store.Registered, Limits: links, Log: h.log.With("mod", "link")})
 	if err != nil {
 		pc.Close()
 		return err
@@ -374,6 +379,21 @@ func (h *host) openDevice() error {
 		h.log.Warn("the network interface will not outlive a restart", "err", err)
 	}
 	return nil
+}
+
+// mend puts back on the host what others have taken away; routes and addresses at once, since the kernel tells of them, the firewall within networkPoll.
+func (h *host) mend() {
+	d, ok := h.device.(interface{ Mend() ([]string, error) })
+	if !ok {
+		return // of no kernel
+	}
+	missing, err := d.Mend()
+	if len(missing) > 0 {
+		h.log.Warn("somebody has taken away from this host what keeps packets for our addresses in, and it was put back", "what", missing)
+	}
+	if err != nil {
+		h.log.Warn("what keeps packets for our addresses in cannot be put back", "err", err)
+	}
 }
 
 // closeDevice undoes what was done to the host. Under a service manager the unreachable routes stay, so that nothing for our ranges leaves another way
