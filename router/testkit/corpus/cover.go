@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path"
@@ -90,10 +91,15 @@ func (p profile) of(f function, reached map[block]bool) (statements, covered int
 // cover prints the table of coverage by stored inputs, and what is missed.
 func (r *runner) cover(ctx context.Context, least float64) error {
 	low := 0
+	var errs []error
 	for _, t := range r.targets {
 		all, reached, err := r.played(ctx, t, filepath.Join(r.root, t.pkg))
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
 		if err != nil {
-			return err
+			errs = append(errs, err)
+			continue
 		}
 		statements, covered := 0, 0
 		var missed []string
@@ -114,7 +120,7 @@ func (r *runner) cover(ctx context.Context, least float64) error {
 		}
 	}
 	if low > 0 {
-		return fmt.Errorf("%d targets have stored inputs that cover less than %.0f %% of their decoders", low, least)
+		errs = append(errs, fmt.Errorf("%d targets have stored inputs that cover less than %.0f %% of their decoders", low, least))
 	}
-	return nil
+	return errors.Join(errs...)
 }

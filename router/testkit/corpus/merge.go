@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -13,16 +14,16 @@ import (
 const maxInput = 4 << 10
 
 func (r *runner) merge(ctx context.Context) error {
+	var errs []error
 	for _, t := range r.targets {
 		n, err := r.mergeOne(ctx, t)
-		if err != nil {
-			return err
+		if ctx.Err() != nil {
+			return ctx.Err()
 		}
-		if n > 0 {
-			fmt.Printf("%-16s %-20s %3d files stored\n", t.pkg, t.name, n)
-		}
+		errs = append(errs, err)
+		fmt.Printf("%-16s %-20s %3d files stored\n", t.pkg, t.name, n)
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // mergeOne stores cached inputs of a target, short ones first, until together with the stored ones they reach what all of them do, and says how many.
