@@ -22,24 +22,29 @@ type runner struct {
 	root    string
 	dir     string // for what is thrown away afterwards
 	wrap    []string
-	all     []target // of the tree, in the order of danger
-	targets []target // those asked for
-	built   map[string]string
+	all     []target         // of the tree, in the order of danger
+	targets []target         // those asked for
+	built   map[string]error // by file
 }
 
 // binary builds the tests of a package, once for each kind.
 func (r *runner) binary(ctx context.Context, pkg, kind string, flags ...string) (string, error) {
 	out := filepath.Join(r.dir, strings.ReplaceAll(pkg, "/", "_")+"."+kind)
-	if r.built[out] == "" {
+	err, done := r.built[out]
+	if !done {
 		cmd := exec.CommandContext(ctx, "go", append(append([]string{"test", "-c", "-o", out}, flags...), "./"+pkg)...)
 		cmd.Dir = r.root
-		if text, err := cmd.CombinedOutput(); err != nil {
-			return "", fmt.Errorf("%s: %w\n%s", pkg, err, text)
+		text, failed := cmd.CombinedOutput()
+		if failed != nil {
+			err = fmt.Errorf("%s: %w\n%s", pkg, failed, text)
 		}
 		if r.built == nil {
-			r.built = map[string]string{}
+			r.built = map[string]error{}
 		}
-		r.built[out] = out
+		r.built[out] = err
+	}
+	if err != nil {
+		return "", err
 	}
 	return filepath.Abs(out)
 }
