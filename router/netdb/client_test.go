@@ -252,11 +252,35 @@ func TestSRV(t *testing.T) {
 // Threat: a client's contact is made by that client, and whoever wants to reach it reads it. A hostile one must be an error or harmless, and
 // what is understood must be what we would write.
 //
-// Decoders: decodeClient decodeExit unpackRange ExitPolicy.check decodeSRV SRV.Check serviceLabel
+// Decoders: OpenClientContact decodeClient decodeExit ExitProtocol.compare compareRanges unpackRange decodeSRV SRV.Check serviceLabel
 func FuzzClientContact(f *testing.F) {
 	f.Add(testkit.Hex(f, vectorCC))
-	f.Add(fullContact().append(nil))
+	full := string(fullContact().append(nil))
+	for _, r := range [][2]string{
+		{"", ""}, {"lli1ee", "lli1ei2ei3ee"}, {"lli1ee", "ll1:xe"}, {"lli1ee", "lli1e1:xe"}, {"lli1ee", "lli999ee"}, {"lli1ee", "li1e"}, {"lli1eel", "i1el"}, {"1:rl", "1:rli1e"}, {"1:rl", "1:rl1:x"}, {"1:rl", "1:rl5:\x00\x00\x00\x00\xff"},
+		{"1:ild", "1:ili1ed"}, {"1:ild", "1:ilded"}, {"1:ild1:e", "1:ild1:z"}, {"_a-1._udp", "_A-1._udp"}, {"_a-1._udp", "a-12._udp"}, {"_a-1._udp", "_a-1_.udp"}, {"_a-1._udp", "_a-1__udp"}, {".jason.loki", ".jason.lokl"},
+		{"1:0", "1:1"}, {"d0:i0e", "d0:i1e"}, {"i1790000000e", "i1999999999e"},
+	} {
+		f.Add([]byte(strings.Replace(full, r[0], r[1], 1)))
+	}
+	owner := secret(0)
 	f.Fuzz(func(t *testing.T, inner []byte) {
+		whole := seals(inner, owner.Public(), owner)
+		if c, err := OpenClientContact(whole, owner.Public()); err == nil && (c.Key != owner.Public() || !c.SignedAt.Equal(time.UnixMilli(1790000000000))) {
+			t.Fatalf("opened %+v", c)
+		}
+		if _, err := OpenClientContact(whole, secret(1).Public()); err == nil {
+			t.Fatal("opened as another one's")
+		}
+		for _, bad := range [][]byte{append(whole[:len(whole)-2:len(whole)-2], whole[len(whole)-2]^1, 'e'), whole[1:]} {
+			if _, err := OpenClientContact(bad, owner.Public()); err == nil {
+				t.Fatal("opened a changed one")
+			}
+		}
+		OpenClientContact(inner, key.Public{})
+		if _, err := OpenClientContact(whole, key.Public{}); err == nil {
+			t.Fatal("opened as nobody's")
+		}
 		c, err := decodeClient(inner)
 		if err != nil {
 			return
@@ -279,6 +303,7 @@ func FuzzClientContact(f *testing.F) {
 func FuzzSealed(f *testing.F) {
 	f.Add(testkit.Hex(f, vectorSealed))
 	f.Add(seals(nil, secret(0).Public(), secret(0)))
+	f.Add(seals(make([]byte, MaxSealed), secret(0).Public(), secret(0)))
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		blinded, signedAt, err := PeekSealed(raw)
 		if err != nil {

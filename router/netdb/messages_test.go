@@ -318,6 +318,9 @@ func FuzzMessages(f *testing.F) {
 	} {
 		f.Add(b)
 	}
+	for _, s := range []string{"d1:bl8:01234567ee", "d1:blee", "d1:rli1eee", "d1:rl1:xee", "d1:r0:e", "d1:b0:e", "d1:!2:OK1:r0:e", "d1:!2:OK1:rle1:x0:ee", "d1:!1:xx", "d1:i32:" + strings.Repeat("k", 32) + "1:ni9ee", "d1:i32:" + strings.Repeat("k", 32) + "1:n0:e"} {
+		f.Add([]byte(s))
+	}
 	f.Fuzz(func(t *testing.T, body []byte) {
 		same := func(a, b any, err error) {
 			t.Helper()
@@ -373,8 +376,27 @@ func FuzzBootstrap(f *testing.F) {
 	f.Add(d.Bytes("Z"))
 	f.Add(raws[0])
 	f.Add(append(append([]byte{'l'}, bytes.Join(raws, nil)...), 'e'))
+	_, old := relayContacts(1, time.Unix(5, 0))
+	zipped := func(list string) {
+		enc, err := zstd.NewWriter(nil)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(enc.EncodeAll([]byte(list), nil))
+		enc.Close()
+	}
+	zipped("l" + string(raws[0]) + string(old[0]) + string(raws[1]) + "e")
+	zipped("l" + string(raws[0]) + "dee")
+	zipped("l" + string(raws[0]))
+	zipped("le0:")
+	f.Add([]byte("l" + string(old[0]) + "dee"))
+	f.Add([]byte("l" + string(raws[0]) + "i"))
+	f.Add([]byte("l0:e"))
+	if _, err := ParseBootstrap(make([]byte, MaxBootstrap+1), now, Rules{}); err == nil {
+		f.Fatal("too large")
+	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		for _, body := range [][]byte{b, bt.NewDict(nil).Bytes("Z", b).End()} {
+		for _, body := range [][]byte{b, bt.NewDict(nil).Bytes("A", b).Bytes("Z", b).End(), bt.NewDict(nil).Bytes("Z", b).End()} {
 			contacts, err := DecodeBootstrapReply(body, now, Rules{Private: true})
 			if err == nil && len(contacts) > 0 {
 				list := []byte{'l'}

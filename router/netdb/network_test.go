@@ -225,12 +225,37 @@ func TestNameIndex(t *testing.T) {
 // Threat: a network file is downloaded; until its signature is found to be the operator's, it is a stranger's. What is read of it must not
 // panic and must come back from what we would write.
 //
-// Decoders: decodeNetwork readNames NetworkFile.check validNetworkName
+// Decoders: ParseNetworkFile ParseReservedNetworkFile NetworkFileOperator decodeNetwork readNames NetworkFile.check validNetworkName
 func FuzzNetworkFile(f *testing.F) {
 	raw, _ := demoNetwork().Sign(secret(3000))
 	f.Add(raw)
 	f.Add(emptyNetwork())
+	for _, spoil := range []func(n *NetworkFile){
+		func(n *NetworkFile) { n.Name = "" }, func(n *NetworkFile) { n.Name = "Demo" }, func(n *NetworkFile) { n.Relays = append(n.Relays, n.Relays[0]) },
+		func(n *NetworkFile) { n.Relays[4] = key.Public{31: 0xff} }, func(n *NetworkFile) { n.Contacts = append(n.Contacts, n.Contacts[0]) },
+		func(n *NetworkFile) { n.Contacts = append(n.Contacts, demoContact(1001, 3)) }, func(n *NetworkFile) { n.Relays = n.Relays[:1] }, func(n *NetworkFile) { n.Private = false },
+		func(n *NetworkFile) { n.Network, n.Contacts = 1, nil }, func(n *NetworkFile) { n.Names["A.loki"] = key.Public{} }, func(n *NetworkFile) { n.Names["a.loki"] = key.Public{} }, func(n *NetworkFile) { n.Relays, n.Contacts, n.Names = nil, nil, nil },
+	} {
+		n := demoNetwork()
+		n.Operator = secret(3000).Public()
+		slices.SortFunc(n.Relays, key.Public.Compare)
+		slices.SortFunc(n.Contacts, func(a, b *RelayContact) int { return a.ID.Compare(b.ID) })
+		spoil(n)
+		for _, s := range [][2]string{{"", ""}, {"1:rl", "1:rl1:x"}, {"1:sd8:", "1:sl8:"}, {"8:web.loki32:", "8:web.loki0:8:yyy.loki32:"}, {"8:web.loki32:", "8:web.loki31:"}, {"1:ti7e", "1:ti-7e"}, {"1:cld", "1:cli1ed"}, {"1:cld", "1:clded"}, {"1:sd8:a-b.loki", "1:sd8:a-b.Loki"}} {
+			signed := strings.Replace(string(n.build().Prefix()), s[0], s[1], 1)
+			sig := secret(3000).Sign([]byte(signed))
+			f.Add([]byte(signed + "1:~64:" + string(sig[:]) + "e"))
+		}
+	}
+	if _, err := ParseNetworkFile(make([]byte, MaxNetworkFile+1), key.Public{}, networkNow); err == nil {
+		f.Fatal("too large")
+	}
 	f.Fuzz(func(t *testing.T, raw []byte) {
+		operator, err := NetworkFileOperator(raw)
+		if n, bad := ParseNetworkFile(raw, secret(3000).Public(), networkNow); bad == nil && (err != nil || operator != n.Operator || n.Operator != secret(3000).Public() || n.Network < 2) {
+			t.Fatalf("accepted %+v", n)
+		}
+		ParseNetworkFile(raw, operator, networkNow)
 		n, contacts, err := decodeNetwork(raw)
 		if err != nil {
 			return
@@ -243,6 +268,15 @@ func FuzzNetworkFile(f *testing.F) {
 			n.Contacts = append(n.Contacts, c)
 		}
 		n.check()
+		for range 2 { // as one who signs has to be told
+			public := *n
+			public.Private = false
+			public.check()
+			n.Network++
+			n.check()
+			n.Network -= 2
+		}
+		n.Network += 2
 		again, contacts, err := decodeNetwork(n.build().Bytes("~", make([]byte, 64)).End())
 		if err != nil {
 			t.Fatal(err)

@@ -370,11 +370,23 @@ func dedupe(ids []key.Public) (out []key.Public) {
 // Threat: any peer sends relay contacts, by gossip, bootstrap and fetch_rcs. Reading one must never panic, and what is understood must come
 // back from what we would write.
 //
-// Decoders: decodeRelay RelayContact.verified split endsSigned
+// Decoders: ParseRelayContact decodeRelay RelayContact.verified split endsSigned
 func FuzzRelayContact(f *testing.F) {
 	f.Add(testkit.Hex(f, vectorRC))
 	f.Add(SignRelayContact(secret(1), RelayContact{Addr: netip.MustParseAddrPort("9.9.9.9:9"), Addr6: netip.MustParseAddrPort("[2a00::1]:9"), Network: 5, Sessions: true, Time: time.Unix(5, 0)}).Raw())
+	good := string(SignRelayContact(secret(1), RelayContact{Addr: netip.MustParseAddrPort("9.9.9.9:9"), Addr6: netip.MustParseAddrPort("[2a00::1]:9"), Time: time.Unix(5, 0)}).Raw())
+	f.Add([]byte(good + strings.Repeat("x", MaxRelayContact)))
+	f.Add([]byte(good[:len(good)-1] + "3:~~~0:e"))
+	for _, r := range [][2]string{
+		{"d", "d0:i1e"}, {"d", "d0:i0e"}, {"1:46:\x09\x09\x09\x09\x00\x09", "1:46:\x09\x09\x09\x09\x00\x00"}, {"1:618:\x2a", "1:618:\xfd"}, {"1:ti5e", "1:ti-5e"}, {"1:ti5e", "1:t1:5"}, {"1:ti5e", "1:ti99999999999999e"},
+	} {
+		f.Add([]byte(strings.Replace(good, r[0], r[1], 1)))
+	}
 	f.Fuzz(func(t *testing.T, raw []byte) {
+		if c, err := ParseRelayContact(raw, time.Unix(6, 0), Rules{Private: true}); err == nil && (c.ID.Check() != nil || !bytes.Equal(c.Raw(), raw)) {
+			t.Fatalf("accepted %+v", c)
+		}
+		decodeRelay(raw, time.Now(), Rules{}) // with all checks
 		for _, network := range []uint64{0, 5} {
 			rules := Rules{Network: network, Private: true, Expired: true}
 			c, err := decodeRelay(raw, time.Now(), rules)
