@@ -1,6 +1,7 @@
 package session
 
 import (
+	"bytes"
 	"testing"
 	"time"
 
@@ -45,6 +46,17 @@ func FuzzOpened(f *testing.F) {
 		noKey[len("d1:I32:")+32+len("1:M1184:")+seal.EncapsulationSize+len("1:X32:")+i] = 0
 	}
 	f.Add(uint8(0), true, noKey)
+	f.Add(uint8(0), true, []byte{})
+	unsigned := "1:~64:" + string(make([]byte, 64)) + "e"
+	toBob := inside(bob, box(f, forBob, kindAccept))
+	f.Add(uint8(0), false, append(inside(bob, box(f, init, kindInit)), unsigned...))
+	f.Add(uint8(1), false, append(bytes.Clone(toBob), unsigned...))
+	clear(toBob[len("d1:Y32:"):][:32])
+	f.Add(uint8(1), true, toBob)
+	ofBob := inside(bob, box(f, init, kindInit))
+	us := bob.Public()
+	copy(ofBob[len("d1:I32:"):], us[:])
+	f.Add(uint8(0), true, ofBob)
 	f.Add(uint8(2), true, oldInit(other, 5))
 	f.Add(uint8(2), true, oldInit(bob.Public(), 5))
 	f.Add(uint8(2), true, oldInit(self, 0))
@@ -95,10 +107,16 @@ func FuzzOpened(f *testing.F) {
 				t.Fatal(err)
 			}
 			taken((&handshake{kind: kindInit, box: b}).open(bob, onlyAlice))
+			if _, err := openInit(carol, b, everybody); err == nil {
+				t.Fatal("another one opens it")
+			}
 		case 1:
 			b, err := seal.Box(bob.Public(), full)
 			if err != nil {
 				t.Fatal(err)
+			}
+			if _, err := caller.accept(b[1:]); err == nil {
+				t.Fatal("accepted what does not open")
 			}
 			if ks, err := caller.accept(b); err == nil && (!signed || ks.peer == 0 || ks.in == ks.out) || err != nil && ks != (keys{}) && ks.peer == 0 {
 				t.Fatalf("accepted: %+v, %v", ks, err)
@@ -153,7 +171,7 @@ func FuzzSession(f *testing.F) {
 	for kind := range uint8(8) {
 		for _, plain := range [][]byte{
 			nil, {0}, {1}, []byte("packet\x00"), []byte("packet\x01"), []byte("packet\x02"), []byte("de"), dict(methodClose, nil), dict(methodAccept, oldAcceptParam(5)), dict(methodContact, []byte("de")),
-			dict(methodSwitch, switchParam(fillID(1))), dict(methodSwitch, switchParam(fillID(2))), dict(methodSwitch, nil), dict("other", nil), init,
+			dict(methodSwitch, switchParam(fillID(1))), dict(methodSwitch, switchParam(fillID(2))), dict(methodSwitch, nil), dict("other", nil), dict("session_ping", []byte("de")), dict("session_pong", []byte("de")), init,
 		} {
 			f.Add(kind, plain)
 		}
@@ -178,6 +196,7 @@ func FuzzSession(f *testing.F) {
 		}
 		session(alice.Public(), 6, own)
 		session(carol.Public(), 7, keys{out: fill(1), in: fill(2), peer: 3})
+		b.datagram(sink{}, buffer(plain[:min(len(plain), tagSize-1)], seal.Nonce{}))
 		n := fillNonce(9)
 		inner := own.switchNonce(n)
 		sealed := append(append([]byte{}, plain...), make([]byte, seal.TagSize)...)

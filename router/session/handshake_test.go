@@ -524,7 +524,11 @@ func FuzzInner(f *testing.F) {
 	f.Add(inner)
 	inner, _ = seal.OpenBox(alice, box(f, accept, kindAccept))
 	f.Add(inner)
-	f.Add(bt.NewDict(nil).Bytes("i", make([]byte, 32)).Bytes("p", make([]byte, 16)).Uint("t", 77).Bytes("~", make([]byte, 64)).End())
+	for tag := range uint64(2) {
+		f.Add(bt.NewDict(nil).Bytes("i", make([]byte, 32)).Bytes("p", make([]byte, 16)).Uint("t", tag).Bytes("~", make([]byte, 64)).End())
+		f.Add(bt.NewDict(nil).Bytes("I", make([]byte, 32)).Bytes("M", make([]byte, seal.EncapsulationSize)).Bytes("X", make([]byte, 32)).Bytes("p", make([]byte, 16)).Uint("t", tag).Bytes("~", make([]byte, 64)).End())
+		f.Add(bt.NewDict(nil).Bytes("Y", make([]byte, 32)).Bytes("c", make([]byte, seal.CiphertextSize)).Uint("t", tag).Bytes("~", make([]byte, 64)).End())
+	}
 	f.Fuzz(func(t *testing.T, inner []byte) {
 		if in, signed, sig, err := parseOldInit(inner); err == nil {
 			b := bt.NewDict(nil).Bytes("i", in.remote[:]).Bytes("p", in.pivot[:]).Uint("t", uint64(in.tag)).Bytes("~", sig).End()
@@ -556,7 +560,10 @@ func FuzzInner(f *testing.F) {
 func FuzzControl(f *testing.F) {
 	f.Add([]byte("d1:e13:session_close1:p0:e"))
 	f.Add([]byte("d1:e11:path_switch1:p24:d1:p16:xxxxxxxxxxxxxxxxee"))
-	f.Add([]byte("d1:e14:session_accept1:p8:d1:ti77eee"))
+	f.Add([]byte("d1:e14:session_accept1:p9:d1:ti77eee"))
+	f.Add([]byte("d1:e14:session_accept1:p8:d1:ti0eee"))
+	f.Add([]byte("d1:e14:session_accept1:p2:dee"))
+	f.Add([]byte("de"))
 	f.Fuzz(func(t *testing.T, plain []byte) {
 		method, param, err := parseControl(plain)
 		if err != nil {

@@ -403,6 +403,7 @@ func FuzzControlled(f *testing.F) {
 		} else {
 			b.controlled(nowhere{}, typ, msg, fillNonce(2))
 		}
+		b.controlled(nowhere{}, typ, body[:min(len(body), tagSize-1)], fillNonce(2))
 		after := b.Stats()
 		if len(b.tags) != 1 || s.sure.Load() || after == before {
 			t.Fatal("taken")
