@@ -240,12 +240,8 @@ func (d *Device) Apply(want []netip.Prefix) error {
 		if slices.Contains(d.addrs, p) {
 			continue
 		}
-		a := &netlink.Addr{IPNet: ipNet(p), Broadcast: net.IPv4zero}
-		if p.Addr().Is6() {
-			a.Flags = unix.IFA_F_NODAD
-		}
-		if err := netlink.AddrReplace(d.link, a); err != nil {
-			return fmt.Errorf("netif: add the address %v to %s: %w", p, d.name, err)
+		if err := d.addAddr(p); err != nil {
+			return err
 		}
 		d.addrs = append(d.addrs, p)
 	}
@@ -279,6 +275,82 @@ func (d *Device) Apply(want []netip.Prefix) error {
 	}
 	d.setFilter(d.routes)
 	return d.save(d.routes)
+}
+
+// Mend puts back what others have taken away of what Apply has put in place, and says what was missing. It changes nothing, and so causes no news from the kernel, when all is there.
+func (d *Device) Mend() (missing []string, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed || len(d.addrs) == 0 {
+		return nil, nil
+	}
+	no6 := noIPv6(d.name) != "" // for now, perhaps: then there is no way for it out of the host either
+	gone := func(ps, there []netip.Prefix) (gone []netip.Prefix) {
+		for _, p := range ps {
+			if !slices.Contains(there, p) && !(no6 && p.Addr().Is6()) {
+				gone = append(gone, p)
+				missing = append(missing, p.String())
+			}
+		}
+		return gone
+	}
+	routes, err := ownUnreachable()
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range gone(d.routes, routes) {
+		if err := netlink.RouteReplace(unreachable(p)); err != nil {
+			return missing, fmt.Errorf("netif: add the unreachable route %v: %w", p, err)
+		}
+	}
+	if whole, err := isWhole(d.name, d.routes); d.bare == "" && err == nil && !whole {
+		missing = append(missing, "table "+tableOf(d.name))
+		d.setFilter(d.routes)
+	}
+	link, err := netlink.LinkByIndex(d.Index())
+	if err == nil && link.Attrs().Flags&net.FlagUp == 0 {
+		missing = append(missing, d.name+" up")
+		err = netlink.LinkSetUp(d.link)
+	}
+	if err != nil {
+		return missing, fmt.Errorf("netif: bring %s up: %w", d.name, err)
+	}
+	addrs, err := d.list()
+	if err != nil {
+		return missing, err
+	}
+	for _, p := range gone(d.addrs, addrs) {
+		if err := d.addAddr(p); err != nil {
+			return missing, err
+		}
+	}
+	routes, err = linkRoutes(d.link)
+	if err != nil {
+		return missing, err
+	}
+	for _, p := range d.addrs {
+		if len(gone([]netip.Prefix{p.Masked()}, routes)) == 0 {
+			continue
+		}
+		if err := netlink.AddrDel(d.link, &netlink.Addr{IPNet: ipNet(p)}); err != nil { // the route comes with the address
+			return missing, fmt.Errorf("netif: remove the address %v from %s: %w", p, d.name, err)
+		}
+		if err := d.addAddr(p); err != nil {
+			return missing, err
+		}
+	}
+	return missing, nil
+}
+
+func (d *Device) addAddr(p netip.Prefix) error {
+	a := &netlink.Addr{IPNet: ipNet(p), Broadcast: net.IPv4zero}
+	if p.Addr().Is6() {
+		a.Flags = unix.IFA_F_NODAD
+	}
+	if err := netlink.AddrReplace(d.link, a); err != nil {
+		return fmt.Errorf("netif: add the address %v to %s: %w", p, d.name, err)
+	}
+	return nil
 }
 
 // setFilter makes the firewall fit the routes. Where there is none the routes stand alone, which is said once.
@@ -427,6 +499,35 @@ func delUnreachable(p netip.Prefix) error {
 		return fmt.Errorf("netif: remove the unreachable route %v: %w", p, err)
 	}
 	return nil
+}
+
+// ownUnreachable are the ranges of all routes that unreachable makes.
+func ownUnreachable() ([]netip.Prefix, error) {
+	return listRoutes(&netlink.Route{Type: unix.RTN_UNREACHABLE, Protocol: routeProtocol}, netlink.RT_FILTER_TYPE|netlink.RT_FILTER_PROTOCOL)
+}
+
+// linkRoutes are the ranges that an interface has routes for.
+func linkRoutes(l netlink.Link) ([]netip.Prefix, error) {
+	return listRoutes(&netlink.Route{LinkIndex: l.Attrs().Index, Type: unix.RTN_UNICAST}, netlink.RT_FILTER_OIF|netlink.RT_FILTER_TYPE)
+}
+
+// listRoutes lists what routes of the main table that fit are for.
+func listRoutes(like *netlink.Route, by uint64) (ps []netip.Prefix, err error) {
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		routes, err := dump(func() ([]netlink.Route, error) { return netlink.RouteListFiltered(family, like, by) })
+		if errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("netif: list the host's routes: %w", err)
+		}
+		for _, r := range routes {
+			if p, ok := prefixOf(r.Dst); ok {
+				ps = append(ps, p)
+			}
+		}
+	}
+	return ps, nil
 }
 
 // HostPrefixes returns the ranges that the host uses, by its interfaces' addresses and its routes in all tables, for FreeIPv4 and FreeIPv6. Not

@@ -124,6 +124,22 @@ func hasTable(c *nftables.Conn, name string) (bool, error) {
 	return slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == tableOf(name) }), nil
 }
 
+// isWhole says whether the table has a rule for each range in each of its chains.
+func isWhole(name string, ranges []netip.Prefix) (bool, error) {
+	c := dialFilter(filterTime)
+	if there, err := hasTable(c, name); err != nil || !there {
+		return false, err
+	}
+	t := &nftables.Table{Name: tableOf(name), Family: nftables.TableFamilyINet}
+	for _, chain := range []string{"output", "forward", "input"} {
+		rules, err := c.GetRules(t, &nftables.Chain{Name: chain})
+		if err != nil || len(rules) != len(ranges) {
+			return false, silent(err)
+		}
+	}
+	return true, nil
+}
+
 // delFilter removes the table, if there is one. Where there cannot be one that is no error.
 func delFilter(name string) error {
 	c := dialFilter(filterTime)

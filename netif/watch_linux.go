@@ -12,10 +12,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Watch calls told whenever the kernel says that an interface, an IPv4 address or an IPv4 route has come, gone or changed, also when such news were lost; often several
+// Watch calls told whenever the kernel says that an interface, an address or a route has come, gone or changed, also when such news were lost; often several
 // times for one change, and also for what we did ourselves. What it means for whoever asks is told by WayTo. It returns when ctx ends, or the kernel says no more.
 func Watch(ctx context.Context, told func()) error {
-	s, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV4_ROUTE)
+	s, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV6_ROUTE)
 	if err != nil {
 		return fmt.Errorf("netif: watch the host's network: %w", err)
 	}

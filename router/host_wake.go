@@ -155,6 +155,7 @@ func (h *host) roam(ctx context.Context) error {
 			}
 		case <-settled:
 			settled = nil
+			h.mend()
 			if seen.changed(h.waysNow()) {
 				h.log.Info("the network has changed: links are tested")
 				h.wake(slept)

@@ -26,6 +26,10 @@ import (
 // TestMain lets the lab start this test program as lokinetd.
 func TestMain(m *testing.M) {
 	lab.Main()
+	if len(os.Args) > 1 && roles[os.Args[1]] != nil {
+		roles[os.Args[1]](os.Args[2:])
+		return
+	}
 	if len(os.Args) > 1 && filepath.Base(os.Args[0]) == "lokinetd" || len(os.Args) > 1 && slices.Contains([]string{"run", "demo", "cleanup", "dns", "proxy", "status"}, os.Args[1]) {
 		ctx, _ := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 		os.Exit(execute(ctx, os.Args[1:], os.Stdout, os.Stderr))

@@ -44,12 +44,21 @@ func (s *spy) heard() (ours []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, n := range s.names {
-		for _, zone := range []string{"loki.", "sesh.", "snode.", "16.172.in-addr.arpa.", "use-application-dns.net."} {
+		for _, zone := range []string{"loki.", "sesh.", "snode.", "16.172.in-addr.arpa.", "8.6.3.7.5.6.3.7.e.2.d.f.ip6.arpa.", "use-application-dns.net."} {
 			if n == zone || strings.HasSuffix(n, "."+zone) {
 				ours = append(ours, n)
 			}
 		}
 	}
+	return ours
+}
+
+// forget is heard, once.
+func (s *spy) forget() []string {
+	ours := s.heard()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.names = nil
 	return ours
 }
 
@@ -59,19 +68,30 @@ func newSpy(t *testing.T, l *lab.Lab) *spy {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f, err := node.Listen("udp4", "10.77.0.9:53")
-	if err != nil {
-		t.Fatal(err)
-	}
-	pc, err := net.FilePacketConn(f)
-	f.Close()
-	if err != nil {
-		t.Fatal(err)
-	}
+	return spyIn(t, node, "10.77.0.9")
+}
+
+// spyIn lets it answer at an address of a node.
+func spyIn(t *testing.T, node *lab.Node, at string) *spy {
 	s := &spy{}
-	server := &mdns.Server{PacketConn: pc, Handler: s}
-	go server.ActivateAndServe()
-	t.Cleanup(func() { server.Shutdown() })
+	for _, network := range []string{"udp4", "tcp4"} {
+		f, err := node.Listen(network, at+":53")
+		if err != nil {
+			t.Fatal(err)
+		}
+		server := &mdns.Server{Handler: s}
+		if network == "udp4" {
+			server.PacketConn, err = net.FilePacketConn(f)
+		} else {
+			server.Listener, err = net.FileListener(f)
+		}
+		f.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		go server.ActivateAndServe()
+		t.Cleanup(func() { server.Shutdown() })
+	}
 	return s
 }
 
@@ -139,33 +159,50 @@ const nodeBus = `<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Confi
 <policy context="default"><allow user="*"/><allow own="*"/><allow send_destination="*"/><allow receive_sender="*"/></policy></busconfig>
 `
 
-// TestResolver: Debian's own systemd-resolved, over a bus in a namespace, sends our names to the daemon and all others to the host's resolver, a spy, which never hears
-// ours: while the daemon starts, works without a path, while systemd-resolved is killed and started anew, and while the
-// daemon is stopped and started again.
-// LOKINETD_RESOLVED is the program.
-func TestResolver(t *testing.T) {
-	program := os.Getenv("LOKINETD_RESOLVED")
-	if program == "" {
-		program, _ = filepath.Abs("../../.cache/debian/systemd-resolved/lib/systemd/systemd-resolved")
-	}
+// systemdResolved lets Debian's own, over a bus in the node, be the host's resolver, with others elsewhere; what it gives kills it and starts it anew.
+func (h *lonely) systemdResolved(program, others string) (restart func()) {
+	h.t.Helper()
 	if _, err := os.Stat(program); err != nil {
-		t.Fatalf("%v (.ci/run root fetches it)", err)
+		h.t.Fatalf("%v (.ci/run root fetches it)", err)
 	}
-	h := newLonely(t)
-	seen := newSpy(t, h.lab)
 	if err := os.WriteFile(h.at("bus.conf"), []byte(nodeBus), 0o644); err != nil {
-		t.Fatal(err)
+		h.t.Fatal(err)
 	}
 	h.sh(`cd /etc && for f in passwd group systemd; do cp -rL .host/$f $f.own && rm $f && mv $f.own $f; done
 grep -q ^systemd-resolve: passwd || echo "systemd-resolve:x:990:990::/:/usr/sbin/nologin" >>passwd
 grep -q ^systemd-resolve: group || echo "systemd-resolve:x:990:" >>group
-mkdir -p systemd && printf '[Resolve]\nDNS=10.77.0.9\nFallbackDNS=\n' >systemd/resolved.conf
+mkdir -p systemd && printf '[Resolve]\nDNS=` + others + `\nFallbackDNS=\n' >systemd/resolved.conf
 chown systemd-resolve: /run/systemd/resolve
 echo 'nameserver 127.0.0.53' >resolv.conf`)
 	h.background("dbus-daemon", "--config-file="+h.at("bus.conf"), "--nofork", "--nopidfile")
 	h.until("ls /run/dbus", "system_bus_socket")
 	resolved := h.background(program)
 	h.until("dig +short +time=1 +tries=1 www.example.net", "93.184.215.14")
+	return func() {
+		h.t.Helper()
+		if err := resolved.Signal(syscall.SIGKILL); err != nil {
+			h.t.Fatal(err)
+		}
+		resolved.Wait()
+		resolved = h.background(program)
+		start := time.Now()
+		h.until("dig +short +time=1 +tries=1 localhost.loki @127.0.0.53", "172.16.0.1")
+		h.t.Logf("systemd-resolved sent our names to us %v after its restart", time.Since(start).Round(time.Millisecond))
+	}
+}
+
+// TestResolver: Debian's own systemd-resolved, over a bus in a namespace, sends our names to the daemon and all others to the host's resolver, a spy, which never hears
+// ours: while the daemon starts, works without a path, while systemd-resolved is killed and started anew, and while the
+// daemon is stopped and started again.
+// LOKINETD_RESOLVED is the program.
+func TestResolver(t *testing.T) {
+	h := newLonely(t)
+	seen := newSpy(t, h.lab)
+	program, _ := filepath.Abs("../../.cache/debian/systemd-resolved/lib/systemd/systemd-resolved")
+	if other := os.Getenv("LOKINETD_RESOLVED"); other != "" {
+		program = other
+	}
+	restart := h.systemdResolved(program, "10.77.0.9")
 	h.command(4, "dns", "status") // no daemon yet
 
 	asks := func(when, rcode string) {
@@ -198,14 +235,7 @@ echo 'nameserver 127.0.0.53' >resolv.conf`)
 		t.Errorf("the browsers' canary: %s", out)
 	}
 
-	if err := resolved.Signal(syscall.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
-	resolved.Wait()
-	h.background(program)
-	start := time.Now()
-	h.until("dig +short +time=1 +tries=1 localhost.loki @127.0.0.53", "172.16.0.1")
-	t.Logf("systemd-resolved sent our names to us %v after its restart", time.Since(start).Round(time.Millisecond))
+	restart()
 
 	// As the unit does at a stop: ExecStop, the end, ExecStopPost.
 	if out := h.command(0, "dns", "revert", "--hold"); !strings.Contains(out, netif.HoldName) {
@@ -344,6 +374,22 @@ func TestSnippets(t *testing.T) {
 	}
 }
 
+// resolvconf lets Debian's, or openresolv, write the host's resolv.conf; it knows one resolver.
+func (h *lonely) resolvconf(from, resolver string) {
+	h.t.Helper()
+	if _, err := os.Stat(from); err != nil {
+		h.t.Fatalf("%v (.ci/run root fetches it)", err)
+	}
+	h.sh(`set -e
+mount -t tmpfs own /run
+mount -t overlay own -o lowerdir=` + from + `/sbin:/usr/sbin /usr/sbin
+mount -t overlay own -o lowerdir=` + from + `/lib:/usr/lib /usr/lib
+cp -rL ` + from + `/etc/resolvconf* /etc/
+mkdir -p /run/resolvconf/interface
+if [ ` + filepath.Base(from) + ` = resolvconf ]; then ln -sfn ../run/resolvconf/resolv.conf /etc/resolv.conf; resolvconf --enable-updates; else rm /etc/resolv.conf; fi
+echo nameserver ` + resolver + ` | resolvconf -a eth0.dhcp`)
+}
+
 // TestResolverResolvconf: Debian's resolvconf and openresolv make us the only resolver of the host and nobody else is asked for our names; other names are asked of those
 // whom they knew before, and of those whom they come to know. Afterwards all is as it was.
 func TestResolverResolvconf(t *testing.T) {
@@ -352,17 +398,7 @@ func TestResolverResolvconf(t *testing.T) {
 			h := newLonely(t)
 			seen := newSpy(t, h.lab)
 			from, _ := filepath.Abs("../../.cache/debian/" + kind)
-			if _, err := os.Stat(from); err != nil {
-				t.Fatalf("%v (.ci/run root fetches it)", err)
-			}
-			h.sh(`set -e
-mount -t tmpfs own /run
-mount -t overlay own -o lowerdir=` + from + `/sbin:/usr/sbin /usr/sbin
-mount -t overlay own -o lowerdir=` + from + `/lib:/usr/lib /usr/lib
-cp -rL ` + from + `/etc/resolvconf* /etc/
-mkdir -p /run/resolvconf/interface
-if [ ` + kind + ` = resolvconf ]; then ln -sfn ../run/resolvconf/resolv.conf /etc/resolv.conf; resolvconf --enable-updates; else rm /etc/resolv.conf; fi
-echo nameserver 10.77.0.9 | resolvconf -a eth0.dhcp`)
+			h.resolvconf(from, "10.77.0.9")
 			before := h.sh("ls -l /etc/resolv.conf | cut -c1; cat /etc/resolv.conf")
 			if !strings.Contains(before, "nameserver 10.77.0.9") {
 				t.Fatal(before)
