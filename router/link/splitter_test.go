@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"sync/atomic"
 	"testing"
 
 	"lokinetd/router/packet"
@@ -253,7 +254,7 @@ func (m *model) done(counter int64) {
 // FuzzJoiner: whatever frames a hostile peer sends, in any order, the joiner neither panics nor keeps buffers nor joins what does not belong together; it does what the
 // plain model does. script is frames of 3 bytes: id and length.
 //
-// Decoders: joiner.add joiner.had joiner.complete joiner.extend joiner.half joiner.room joiner.free joiner.drop
+// Decoders: joiner.add joiner.had joiner.complete joiner.extend joiner.half joiner.room joiner.free joiner.drop flowOf
 func FuzzJoiner(f *testing.F) {
 	f.Add([]byte{0, 2, 10, 0, 3, 20})
 	f.Add([]byte{0, 2, 10, 4, 2, 20, 0, 3, 1, 4, 3, 255})
@@ -268,7 +269,16 @@ func FuzzJoiner(f *testing.F) {
 		}
 	}
 	f.Add(long)
+	var halves []byte
+	for c := range uint16(joinFree + 5) {
+		halves = append(halves, byte(c<<2>>8), byte(c<<2)|flagFirst, 1)
+	}
+	f.Add(append(halves, 0, flagSecond, 1))
+	f.Add([]byte{0, flagFirst, 200, 0, flagSecond, 200, 0, 0, 254})
 	f.Fuzz(func(t *testing.T, script []byte) {
+		before := packet.InUse()
+		full := joiner{all: new(atomic.Int64)} // where others keep all that may be kept
+		full.all.Store(joinAll)
 		var j joiner
 		m := model{halves: map[int64]modelHalf{}, joined: map[int64]bool{}}
 		for i := 0; len(script) >= 3; i++ {
@@ -280,6 +290,13 @@ func FuzzJoiner(f *testing.F) {
 				frame = frame[:1]
 			}
 			script = script[3:]
+			flowOf(frame)
+			if b, _ := full.add(frame); b != nil {
+				b.Release()
+			}
+			if full.kept > joinFree || full.all.Load() != joinAll {
+				t.Fatalf("%d halves kept, %d in all", full.kept, full.all.Load())
+			}
 			want, wantOK := m.add(frame)
 			b, _ := j.add(frame)
 			if (b != nil) != wantOK || b != nil && string(b.Data) != want {
@@ -290,6 +307,10 @@ func FuzzJoiner(f *testing.F) {
 			}
 		}
 		j.release()
+		full.release()
+		if packet.InUse() != before {
+			t.Error("a buffer was not released")
+		}
 		if j.slots != nil {
 			for _, s := range j.slots {
 				if s.half != nil {

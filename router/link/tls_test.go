@@ -508,7 +508,7 @@ func TestSPKI(t *testing.T) {
 // Threat: anyone can send a relay a ClientHello, before any key is shown. Whatever stands in it, the listener answers or
 // refuses; a hello that it answers has offered raw keys.
 //
-// Decoders: listenTLS
+// Decoders: crypto/tls
 func FuzzClientHello(f *testing.F) {
 	relay := key.FromSeed([32]byte{1})
 	for kind := range kinds {
@@ -547,7 +547,7 @@ func FuzzClientHello(f *testing.F) {
 // Threat: whoever sits at a relay's address answers a dial as he likes. Whatever stands in his EncryptedExtensions and
 // Certificate, the handshake does not end without the pinned key.
 //
-// Decoders: dialTLS peerKey decodeSPKI
+// Decoders: crypto/tls
 func FuzzServerFlight(f *testing.F) {
 	relay, other, liar := key.FromSeed([32]byte{1}), key.FromSeed([32]byte{2}), key.FromSeed([32]byte{3})
 	listen := listenTLS(liar, func(key.Public) bool { return true })

@@ -6,6 +6,8 @@
 //	// Decoders: parseMessage deframer.write
 //	func FuzzMessage(f *testing.F)
 //
+// A name with a slash is a package that is none of ours, of which nothing is measured.
+//
 // The stored inputs are those of f.Add and the files of testdata/fuzz/FuzzMessage. What fuzzing finds is kept by the go command in its cache, from which merge
 // takes the few that cover statements no stored one does.
 package main
