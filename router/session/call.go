@@ -59,6 +59,7 @@ type call struct {
 	wait     time.Duration
 	insists  int       // see Table.insist
 	insisted time.Time // the last
+	probe    probe
 
 	doubted  time.Time     // when we last did something about the remote's silence
 	doubts   int           // how often, since it was heard
@@ -165,6 +166,9 @@ func (t *Table) hangUp(c *call) {
 	}
 	r.call = nil
 	t.calls--
+	if c.probe.timer != nil {
+		c.probe.timer.Stop()
+	}
 	for tag, p := range t.pending {
 		if p.c == c {
 			t.forget(tag)
@@ -221,6 +225,7 @@ func (t *Table) drive(c *call, now time.Time) {
 	}
 	if c.session != nil {
 		t.insist(c, now)
+		t.watch(c, now)
 		t.doubt(c, now)
 	}
 }
@@ -446,6 +451,13 @@ func (t *Table) doubt(c *call, now time.Time) {
 	}
 	if cur := c.r.current.Load(); asked <= answered || cur != nil && !cur.outbound {
 		return
+	}
+	if p := &c.probe; p.answers && c.doubts == 0 {
+		if p.tries > 0 && p.tries < 4 {
+			return // see what comes of it
+		} else if p.well > asked {
+			first = max(first, quietUnsure) // it is there; perhaps it has nothing to say
+		}
 	}
 	last := t.when(asked)
 	if c.doubts > 1 && now.Sub(last) < lookAgain {

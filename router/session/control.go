@@ -8,7 +8,7 @@ import (
 	"lokinetd/router/seal"
 )
 
-// Control messages (protocol 4 section 5): a dict of method and parameter, sealed under the session's key. Nothing answers them.
+// Control messages (protocol 4 section 5): a dict of method and parameter, sealed under the session's key. Nothing answers them but a ping.
 
 // Methods that we know; others are ignored, and so are keys that we do not know.
 const (
@@ -16,6 +16,8 @@ const (
 	methodContact = "publish_cc"     // responder to initiator: its new client contact, as published
 	methodSwitch  = "path_switch"    // initiator to responder: answer over the path on which this came
 	methodAccept  = "session_accept" // responder to initiator: the answer to a 1.0 init
+	methodPing    = "session_ping"   // initiator to responder; ours, see probe.go
+	methodPong    = "session_pong"   // responder to initiator: the answer
 )
 
 // sealControl appends a control message, sealed, to dst.

@@ -311,8 +311,12 @@ func (t *Table) control(via carrier, tag uint32, sealed []byte, n *seal.Nonce) {
 		t.count.DropReplayed.Add(1)
 		return
 	}
-	t.authentic(s, via, now)
 	method, param, err := parseControl(plain)
+	if err == nil && method == methodPong {
+		t.ponged(s, via, param, now)
+		return
+	}
+	t.authentic(s, via, now)
 	if err != nil {
 		t.count.DropParse.Add(1)
 		return
@@ -328,6 +332,8 @@ func (t *Table) control(via carrier, tag uint32, sealed []byte, n *seal.Nonce) {
 			return
 		}
 		t.told(s.r.addr.Key, param, now)
+	case methodPing:
+		t.pinged(s, via, param)
 	case methodAccept:
 		t.lock()
 		t.acceptedAgain(tag, param, now)
