@@ -231,8 +231,8 @@ func (d *Device) Apply(want []netip.Prefix) error {
 	}
 	d.routes = all
 	for _, p := range routes {
-		if err := netlink.RouteReplace(unreachable(p)); err != nil {
-			return fmt.Errorf("netif: add the unreachable route %v: %w", p, err)
+		if err := addUnreachable(p); err != nil {
+			return err
 		}
 	}
 	d.setFilter(all)
@@ -299,8 +299,8 @@ func (d *Device) Mend() (missing []string, err error) {
 		return nil, err
 	}
 	for _, p := range gone(d.routes, routes) {
-		if err := netlink.RouteReplace(unreachable(p)); err != nil {
-			return missing, fmt.Errorf("netif: add the unreachable route %v: %w", p, err)
+		if err := addUnreachable(p); err != nil {
+			return missing, err
 		}
 	}
 	if whole, err := isWhole(d.name, d.routes); d.bare == "" && err == nil && !whole {
@@ -492,6 +492,13 @@ func IsNamed(name, configured string) bool {
 
 func unreachable(p netip.Prefix) *netlink.Route {
 	return &netlink.Route{Dst: ipNet(p), Type: unix.RTN_UNREACHABLE, Priority: lastMetric, Protocol: routeProtocol, Table: unix.RT_TABLE_MAIN}
+}
+
+func addUnreachable(p netip.Prefix) error {
+	if err := netlink.RouteReplace(unreachable(p)); err != nil {
+		return fmt.Errorf("netif: add the unreachable route %v: %w", p, err)
+	}
+	return nil
 }
 
 func delUnreachable(p netip.Prefix) error {

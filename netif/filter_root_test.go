@@ -181,6 +181,60 @@ func TestFilter(t *testing.T) {
 	}
 }
 
+// TestMend: whatever others take away, Mend puts it back, says so, and then has nothing to do.
+func TestMend(t *testing.T) {
+	if !inNode(t, lab.NodeConfig{Name: "mend", Addrs: []netip.Prefix{prefix("10.9.0.2/24")}}) {
+		return
+	}
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	d, err := OpenDevice(DeviceConfig{})
+	must(err)
+	p4, p6 := prefix("172.20.0.1/16"), prefix("fd2e:7365:7368::1/64")
+	if missing, err := d.Mend(); err != nil || missing != nil {
+		t.Errorf("before Apply: %q, %v", missing, err)
+	}
+	must(d.Apply([]netip.Prefix{p4, p6}))
+	table := &nftables.Table{Name: tableOf(d.name), Family: nftables.TableFamilyINet}
+	for _, c := range []struct {
+		what string
+		do   func()
+		want []string
+	}{
+		{"nothing", func() {}, nil},
+		{"an unreachable route", func() { must(delUnreachable(p6.Masked())) }, []string{"fd2e:7365:7368::/64"}},
+		{"the table", func() { must(delFilter(d.name)) }, []string{"table lokinetd_lokinet0"}},
+		{"a chain's rules", func() {
+			c := &nftables.Conn{}
+			c.FlushChain(&nftables.Chain{Name: "forward", Table: table})
+			must(c.Flush())
+		}, []string{"table lokinetd_lokinet0"}},
+		{"an address", func() { must(netlink.AddrDel(d.link, &netlink.Addr{IPNet: ipNet(p4)})) }, []string{"172.20.0.1/16"}},
+		{"the interface's routes", func() {
+			for _, p := range []netip.Prefix{p4, p6} {
+				must(netlink.RouteDel(&netlink.Route{LinkIndex: d.Index(), Dst: ipNet(p.Masked()), Scope: netlink.SCOPE_NOWHERE}))
+			}
+		}, []string{"172.20.0.0/16", "fd2e:7365:7368::/64"}},
+		{"its being up", func() { must(netlink.LinkSetDown(d.link)) }, []string{"lokinet0 up", "fd2e:7365:7368::1/64"}},
+	} {
+		c.do()
+		if missing, err := d.Mend(); err != nil || !slices.Equal(missing, c.want) {
+			t.Errorf("without %s: missing %q, %v; want %q", c.what, missing, err, c.want)
+		}
+		if missing, err := d.Mend(); err != nil || missing != nil {
+			t.Errorf("without %s, mended: missing %q, %v", c.what, missing, err)
+		}
+	}
+	must(d.Close(false))
+	if missing, err := d.Mend(); err != nil || missing != nil {
+		t.Errorf("after Close: %q, %v", missing, err)
+	}
+}
+
 // TestFilterInput: who is on another network of the host cannot reach, nor find, its address on our interface.
 func TestFilterInput(t *testing.T) {
 	l := newLab(t)
