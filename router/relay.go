@@ -85,8 +85,9 @@ func newRelay(n *Node) (*relay, error) {
 		r.beside = newBeside(r, n.config.Oxend)
 	}
 	r.transit = path.NewRelay(r.secret, n.peers, r, n.config.Limits, n.log.With("mod", "path"))
+	_, _, bounds := limits()
 	r.sessions = session.NewTable(session.Config{
-		Self: r.secret, Relay: true, Deliver: r.deliver, Log: n.log.With("mod", "session"),
+		Self: r.secret, Relay: true, Deliver: r.deliver, Limits: bounds, Log: n.log.With("mod", "session"),
 	})
 	return r, nil
 }

@@ -411,21 +411,22 @@ func (r *report) write(dir, doc string) error {
 	if doc == "" || err != nil {
 		return err
 	}
+	return errors.Join(replaceMarked(doc, "the run", summary), replaceMarked(doc, "the tables", tables))
+}
+
+// replaceMarked puts text between the marks of a part of a document.
+func replaceMarked(doc, part, text string) error {
 	old, err := os.ReadFile(doc)
 	if err != nil {
 		return err
 	}
-	page := string(old)
-	for _, part := range [][2]string{{"the run", summary}, {"the tables", tables}} {
-		begin, end := docMarks(part[0])
-		head, rest, found := strings.Cut(page, begin)
-		_, foot, found2 := strings.Cut(rest, end)
-		if !found || !found2 {
-			return fmt.Errorf("%s has no marks of the bench around %s", doc, part[0])
-		}
-		page = head + begin + "\n" + part[1] + "\n" + end + foot
+	begin, end := docMarks(part)
+	head, rest, found := strings.Cut(string(old), begin)
+	_, foot, found2 := strings.Cut(rest, end)
+	if !found || !found2 {
+		return fmt.Errorf("%s has no marks of the bench around %s", doc, part)
 	}
-	return os.WriteFile(doc, []byte(page), 0o644)
+	return os.WriteFile(doc, []byte(head+begin+"\n"+text+"\n"+end+foot), 0o644)
 }
 
 // summary is what the run was and came to, in Markdown.

@@ -26,7 +26,7 @@ import (
 var (
 	benchRounds  = flag.Int("rounds", 5, "how often everything is measured; the median counts")
 	benchFor     = flag.Duration("for", 3*time.Second, "length of one measurement")
-	benchOnly    = flag.String("only", "relay,size,lokinetd,tor,wireguard", "the parts to run, of these five")
+	benchOnly    = flag.String("only", "relay,size,lokinetd,tor,wireguard", "the parts to run, of these five; or floods alone")
 	benchMicro   = flag.String("micro", "", "`file` with the output of go test -bench")
 	benchOut     = flag.String("out", "", "`directory` for bench.txt, bench.json and the CPU profiles")
 	benchDoc     = flag.String("doc", "", "`file` whose part between the bench markers is replaced by the report")
@@ -35,6 +35,7 @@ var (
 )
 
 func TestMain(m *testing.M) {
+	floodEnvironment()
 	lab.Main()
 	if len(os.Args) > 1 && slices.Contains([]string{"run", "demo", "bench"}, os.Args[1]) {
 		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -99,6 +100,13 @@ func TestBench(t *testing.T) {
 	}
 	only := strings.Split(*benchOnly, ",")
 	n := time.Duration(*benchRounds)
+	if slices.Contains(only, "floods") {
+		b.part("floods", time.Hour, b.floods)
+		for _, p := range b.report.Problems {
+			t.Error(p)
+		}
+		return
+	}
 	if slices.Contains(only, "relay") {
 		b.part("a relay alone", time.Minute+n*(8**benchFor+20*time.Second), b.relayAlone)
 	}

@@ -51,16 +51,18 @@ const (
 
 // benchPrograms are the programs by name.
 var benchPrograms = map[string]func(context.Context, []string) (any, error){
-	"serve": serveTraffic,
-	"tcp":   measureTCP,
-	"rtt":   measureRTT,
-	"udp":   measureUDP,
-	"first": measureFirst,
-	"dns":   measureDNS,
-	"wg":    runWireguard,
-	"bare":  runBare,
-	"drive": driveRelay,
-	"crowd": playCrowd,
+	"serve":  serveTraffic,
+	"tcp":    measureTCP,
+	"rtt":    measureRTT,
+	"udp":    measureUDP,
+	"first":  measureFirst,
+	"dns":    measureDNS,
+	"wg":     runWireguard,
+	"bare":   runBare,
+	"drive":  driveRelay,
+	"crowd":  playCrowd,
+	"flood":  playFlood,
+	"honest": playHonest,
 
 	"remotes": playRemotes,
 	"call":    playCaller,

@@ -37,6 +37,7 @@ type conn struct {
 	kind     Kind
 	remote   key.Public
 	outbound bool
+	source   netip.Prefix // what its turns are counted by
 
 	ctx  context.Context // ends with shut
 	stop context.CancelFunc
@@ -81,7 +82,7 @@ func (d *direction) count(n int, split bool) {
 
 func newConn(q *QUIC, qc *quic.Conn, kind Kind, remote key.Public, outbound bool) *conn {
 	c := &conn{
-		q: q, qc: qc, kind: kind, remote: remote, outbound: outbound,
+		q: q, qc: qc, kind: kind, remote: remote, outbound: outbound, source: networkOf(addrPort(qc.RemoteAddr()).Addr()),
 		open: make(chan struct{}), done: make(chan struct{}),
 		out:       newOutbox(q.limits.StreamQueue, &q.memory),
 		datagrams: newDatagramQueue(q.limits.QueueBytes, q.limits.QueueCount),
@@ -366,7 +367,10 @@ func (c *conn) reader(s *quic.Stream) {
 			}
 			open = true
 			c.streamIn.Add(uint64(n))
-			if err := d.feed(buf[:n], c.message); err != nil {
+			turn := c.q.turns.take(c.source, c.kind == Relay)
+			err := d.feed(buf[:n], c.message)
+			c.q.turns.give(turn)
+			if err != nil {
 				c.shut(CodeStream, err)
 				return
 			}

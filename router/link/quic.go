@@ -31,6 +31,7 @@ type Limits struct {
 	Memory      int64 // bytes of unfinished messages and messages that wait, of all connections, the first 64 KiB of each not counted: 256 MiB
 	QueueBytes  int   // datagrams that wait to be sent on one connection, bytes: 2,000,000
 	QueueCount  int   // the same, number: 1024
+	NoTurns     bool  // the readers of many connections take as much of the processor as they can get
 }
 
 func (l Limits) withDefaults() Limits {
@@ -91,6 +92,7 @@ type QUIC struct {
 	halves  atomic.Int64 // of datagrams, kept beyond joinFree a connection
 	crowd   crowd
 	cork    cork
+	turns   *turns // of the readers; nil: a client's, who has few and trusts itself
 
 	mu       sync.Mutex
 	closing  bool
@@ -137,6 +139,9 @@ func NewQUIC(pc net.PacketConn, config Config) (*QUIC, error) {
 		q.log = slog.New(slog.DiscardHandler)
 	}
 	q.memory.max = q.limits.Memory
+	if config.Accept && !q.limits.NoTurns {
+		q.turns = new(turns)
+	}
 	if u, ok := pc.(*net.UDPConn); ok {
 		raiseBuffers(u) // SocketBuffers tells what came of it
 		pc = steadyConn{u, &q.unsent}
