@@ -1,6 +1,7 @@
 package dns
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -604,7 +605,7 @@ func TestUpstreamIsUs(t *testing.T) {
 // FuzzUpstreamReply: the bytes of an upstream's answer to example.com. The threat: a hostile or broken resolver, or somebody on the way to it who guessed id and port.
 // What is passed on must be writable, fit, be for our question, and say nothing about names of ours.
 //
-// Decoders: match rewritable sameQuestion reply.take taken
+// Decoders: readMessage match rewritable sameQuestion reply.take taken
 func FuzzUpstreamReply(f *testing.F) {
 	q := query(dns.Question{Name: "example.com.", Qtype: dns.TypeA, Qclass: dns.ClassINET}, true, true, false)
 	q.Id = 0
@@ -615,6 +616,9 @@ func FuzzUpstreamReply(f *testing.F) {
 		},
 		func(m *dns.Msg) { m.Rcode, m.Question = dns.RcodeRefused, nil },
 		func(m *dns.Msg) { m.SetEdns0(1232, true); m.Rcode = dns.RcodeBadVers },
+		func(m *dns.Msg) { m.SetEdns0(1232, true); m.Answer = append(m.Answer, rr(". 60 NS a.")) },
+		func(m *dns.Msg) { m.Truncated = true },
+		func(m *dns.Msg) { m.Opcode = dns.OpcodeStatus },
 		func(m *dns.Msg) { m.Ns = append(m.Ns, rr("com. 900 SOA a. b. 1 2 3 4 900")) },
 		func(m *dns.Msg) { m.Answer = append(m.Answer, rr(`example.com. 60 HTTPS 1 . alpn="h2" ech="AAAA"`)) },
 	} {
@@ -629,6 +633,11 @@ func FuzzUpstreamReply(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte, edns bool) {
 		if len(b) >= 2 {
 			b[0], b[1] = 0, 0
+		}
+		for _, stream := range [][]byte{b, b[min(len(b), 2):]} {
+			if got, err := readMessage(bytes.NewReader(stream), ednsSize); err == nil && (len(got) > ednsSize || len(got) > len(stream)-2) {
+				t.Fatalf("%d bytes from a stream of %d", len(got), len(stream))
+			}
 		}
 		m, ok, err := match(b, q)
 		if !ok || err != nil || m.Rcode > 0xf {

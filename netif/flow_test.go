@@ -200,7 +200,7 @@ func TestFlowQuota(t *testing.T) {
 // FuzzFlows. Threat: a remote sends anything in any order, to get in what nobody asked for, or to keep a door open. The model: a packet may pass
 // only when it is listed, or when an outbound packet of the same flow was sent within the longest life time of its protocol.
 //
-// Decoders: flows.in flows.out flows.first
+// Decoders: flows.in flows.out flows.first flows.related
 func FuzzFlows(f *testing.F) {
 	r := rand.New(rand.NewPCG(1, 1))
 	for range 4 {
@@ -210,14 +210,47 @@ func FuzzFlows(f *testing.F) {
 		}
 		f.Add(program)
 	}
+	for flags := range byte(64) {
+		var program []byte
+		for typ := range byte(16) { // out, then in
+			program = append(program, 0, flags&6, flags&9, typ, flags*5, 7, 0, flags&6, flags&9, typ, flags*5, 3|flags&24)
+		}
+		f.Add(program)
+	}
 	f.Fuzz(func(t *testing.T, program []byte) {
 		f, in := newFlows(), Inbound{TCP: []Ports{{2, 2}}}
 		sent := map[flowKey]time.Time{}
 		now := time.Unix(1000, 0)
 		longest := map[uint8]time.Duration{1: flowICMP, 6: flowTCP, 17: flowUDP, 47: flowOther}
+		odd, begun := newFlows(), map[fragmentKey]time.Time{}
 		for i := 0; i+5 < len(program); i += 6 {
 			p := program[i : i+6]
 			now = now.Add(time.Duration(p[0]>>3) * time.Duration(p[0]>>3) * 7 * time.Second)
+			if p[5]&3 == 3 { // fragments and ICMP of every kind, in a table of their own: a later fragment passes after its first one only
+				remote := remoteN(int(p[1] & 1))
+				ip := packet.IP{Version: 4, Proto: []uint8{1, 17, 6, 136}[p[1]>>1&3], Transport: true, Fragment: p[2]&1 != 0, FragmentID: uint32(p[2] >> 1 & 3), Type: p[3] & 15, SrcPort: uint16(p[4] & 3), DstPort: uint16(p[4] >> 2 & 3), TCPFlags: p[3]}
+				if ip.Fragment && p[2]&8 != 0 {
+					ip.Offset = 8
+				}
+				if p[5]&4 != 0 {
+					odd.out(remote, &ip, &Inbound{TCP: []Ports{{2, 2}}}, now)
+					continue
+				}
+				var orig *packet.IP
+				if p[5]&8 != 0 {
+					orig = &packet.IP{Version: 4, Proto: []uint8{1, 17, 6, 47}[p[4]>>4&3], Transport: true, Type: p[4] >> 6 << 3, SrcPort: uint16(p[4] & 3), DstPort: uint16(p[4] >> 2 & 3)}
+				}
+				k := fragmentKey{remote: remote, version: 4, proto: ip.Proto, id: ip.FragmentID}
+				v := odd.in(remote, &ip, orig, &Inbound{Echo: p[5]&16 != 0, TCP: []Ports{{2, 2}}}, now)
+				first, ok := begun[k]
+				if v == pass && ip.Offset > 0 && (!ok || now.Sub(first) > fragmentTime) {
+					t.Fatalf("op %d: let in %+v", i, ip)
+				}
+				if v == pass && ip.Offset == 0 && ip.Fragment {
+					begun[k] = now
+				}
+				continue
+			}
 			remote := remoteN(int(p[1] & 1))
 			ip := packet.IP{Version: 4, Proto: []uint8{1, 6, 17, 47}[p[1]>>1&3], Transport: true, TCPFlags: p[4]}
 			k := flowKey{remote: remote, version: 4, proto: ip.Proto}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -15,6 +16,7 @@ import (
 
 	"lokinetd/router/key"
 	"lokinetd/router/packet"
+	"lokinetd/router/testkit"
 )
 
 // tunnelFunc is a Tunnel.
@@ -499,22 +501,53 @@ func TestPumpConcurrent(t *testing.T) {
 // FuzzDeliver. Threat: a remote sends any bytes through its session and hopes for a panic, a buffer lost, or a packet to the host that claims to be
 // from somebody else.
 //
-// Decoders: Endpoint.Deliver Pump.out rewrite
+// Decoders: Endpoint.Deliver Endpoint.Refuse Pump.out Pump.unreachable rewrite flowOf
 func FuzzDeliver(f *testing.F) {
 	z4, z6 := addr("0.0.0.0"), addr("::")
 	f.Add(udp(z4, z4, 1, 53, "x"))
 	f.Add(tcp(z6, z6, 1, 80, packet.TCPSyn))
 	f.Add(icmp(z6, z6, 1, 3, append(make([]byte, 4), udp(z6, z6, 53, 1, "x")...)))
 	f.Add(icmp(z4, z4, 3, 3, append(make([]byte, 4), udp(z4, z4, 53, 1, "x")...)))
-	m, err := NewMap(bob, bob4, bob6)
-	if err != nil {
-		f.Fatal(err)
+	for _, z := range []netip.Addr{z4, z6} {
+		f.Add(udp(z, z, 1, 53, "more"))
+		f.Add(icmp(z, z, map[bool]byte{true: 8, false: 128}[z.Is4()], 0, make([]byte, 4)))
+		f.Add(icmp(z, z, map[bool]byte{true: 13, false: 133}[z.Is4()], 0, make([]byte, 4)))
 	}
-	p := NewPump(NewMemTUN(1), nil)
-	e, err := p.Add(m, Inbound{Echo: true, TCP: []Ports{{0, 65535}}, UDP: []Ports{{0, 65535}}}, nil)
-	if err != nil {
-		f.Fatal(err)
+	huge := udp(z6, z6, 1, 53, strings.Repeat("x", maxInbound-8))
+	f.Add(huge)
+	later := udp(z4, z4, 1, 53, "a later fragment")
+	later[6], later[7] = 0, 1
+	testkit.SetHeaderSum(later)
+	f.Add(later)
+	tunnel := tunnelFunc(func(_ key.Address, b *packet.Buffer) bool {
+		ip, err := packet.ParseIP(b.Data)
+		if err != nil || !ip.Src.IsUnspecified() || !ip.Dst.IsUnspecified() {
+			panic("an address leaves, or what is no packet")
+		}
+		even := len(b.Data)%2 == 0
+		b.Release()
+		return even
+	})
+	endpoint := func(own4, own6 netip.Prefix) (*Pump, *Endpoint) {
+		m, err := NewMap(bob, own4, own6)
+		if err != nil {
+			f.Fatal(err)
+		}
+		p := NewPump(NewMemTUN(1), nil)
+		e, err := p.Add(m, Inbound{Echo: true, TCP: []Ports{{0, 65535}}, UDP: []Ports{{0, 65535}}}, tunnel)
+		if err != nil {
+			f.Fatal(err)
+		}
+		return p, e
 	}
+	p, e := endpoint(bob4, bob6)
+	_, only6 := endpoint(netip.Prefix{}, bob6)
+	_, full := endpoint(prefix("10.7.0.1/30"), netip.Prefix{})
+	full.addrs.IPv4(remoteN(9), time.Now())
+	_, crowded := endpoint(bob4, bob6)
+	crowded.pump.queue = make(chan *packet.Buffer)
+	pr, removed := endpoint(bob4, bob6)
+	pr.Remove(removed)
 	f.Fuzz(func(t *testing.T, data []byte) {
 		before := packet.InUse()
 		b := packet.Get()
@@ -529,8 +562,41 @@ func FuzzDeliver(f *testing.F) {
 			b.Release()
 		default:
 		}
+		for _, e := range []*Endpoint{only6, full, crowded, removed} {
+			b := packet.Get()
+			b.Set(data)
+			e.Deliver(alice, b)
+			b = packet.Get()
+			b.Set(data)
+			e.Refuse(alice, b)
+			for len(e.pump.queue) > 0 {
+				b := <-e.pump.queue
+				if e != only6 || b.Data[0]>>4 != 6 {
+					t.Fatalf("%x reached the host", b.Data)
+				}
+				b.Release()
+			}
+		}
 		if packet.InUse() != before {
 			t.Fatal("a buffer was not released")
+		}
+		flowOf(data)
+		b = packet.Get()
+		b.Set(data)
+		e.Refuse(alice, b)
+		if ip, err := packet.ParseIP(data); err == nil { // to all that an address can be
+			for _, to := range [][2]netip.Addr{
+				{e.own(ip.Version), map[uint8]netip.Addr{4: aliceAtBob4, 6: aliceAtBob6}[ip.Version]}, {e.own(ip.Version), e.own(ip.Version)}, {addr("10.7.0.1"), addr("10.7.0.77")},
+				{addr("10.7.0.1"), addr("10.7.15.255")}, {addr("10.7.0.1"), addr("255.255.255.255")}, {addr("10.7.0.9"), addr("10.7.0.2")},
+			} {
+				b := packet.Get()
+				b.Set(data[:min(len(data), MaxPacket)])
+				if again, err := packet.ParseIP(b.Data); err != nil || rewrite(&again, b.Data, to[0], to[1]) != nil {
+					b.Release()
+					continue
+				}
+				p.out(b, time.Now())
+			}
 		}
 		b = packet.Get() // and the same bytes come out of the TUN
 		b.Set(data[:min(len(data), MaxPacket)])
