@@ -173,7 +173,9 @@ func (t *Table) others(c *call, now time.Time) {
 // divert takes another path, over which the remote has answered.
 func (t *Table) divert(c *call, to onion, now time.Time) {
 	t.log.Debug("way changed: the remote answers over another path only", "remote", c.r.addr)
-	c.path.suspect()
+	if c.path != nil { // else it has just ended
+		c.path.suspect()
+	}
 	t.calm(c)
 	c.detour = to
 	t.move(c, to)
