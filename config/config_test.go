@@ -490,7 +490,7 @@ o = 1`
 // FuzzParse feeds any file. The threat is an administrator's mistake or a file that another program made: no crash, no endless work, and what is accepted keeps its
 // promises. What the scanner of lines makes of a well-formed file has every key that the library found.
 //
-// Decoders: ParseWith parse decoder.decode decoder.table decoder.value decoder.list decoder.text decoder.unknown parseAddrPort Range.UnmarshalText Range.check
+// Decoders: Parse ParseWith parse decoder.decode decoder.table decoder.value decoder.list decoder.text decoder.unknown parseAddrPort Range.UnmarshalText Range.check
 // Decoders: Port.UnmarshalText Forward.UnmarshalText SRV.UnmarshalText srvLabel ParseLevels Levels.UnmarshalText parseKey scanLines resolve scanner.next
 // Decoders: scanner.peek scanner.accept scanner.skipBlank scanner.skipLine scanner.key scanner.skipValue scanner.skipString
 func FuzzParse(f *testing.F) {
@@ -505,10 +505,41 @@ func FuzzParse(f *testing.F) {
 	f.Add("[[service]]\nname = \"a\"\nports = [\"tcp/80\"]\n[[service]]\nname = 'b'\n")
 	f.Add("a.\"b\" = '''x\n''' # c\n[t]\nk = {x = [1, 2]}\n")
 	f.Add(expand("[network]\nfile = 'x'\noperator = 'HEX'\n[paths]\nstrict_edges = ['RELAYA.snode']\n"))
+	one := func(table, key string, values ...string) {
+		for _, v := range values {
+			f.Add(expand("[" + table + "]\n" + key + " = " + v + "\n"))
+			f.Add(expand("[[" + table + "]]\n" + key + " = [" + v + "]\n"))
+		}
+	}
+	one("paths", "min_expiry", `"5s"`, `5`, `"5"`, `"11m"`)
+	one("paths", "client_hops", `3`, `0`, `9`, `"3"`)
+	one("paths", "profiling", `true`, `1`)
+	one("paths", "strict_edges", `["RELAYA.snode"]`, `["RELAYA.snode", "RELAYA.snode"]`, `[""]`, `[]`, `"x"`, `[5]`)
+	one("network", "operator", `"HEX"`, `""`, `"x"`, `5`)
+	one("network", "file", `"f"`, `"/f"`, `""`, `5`, `"HEX"`, `"\u0007"`)
+	one("network", "name", `"testnet"`, `"other"`)
+	one("relay", "public_address", `""`, `"192.0.2.1"`, `"192.0.2.1:5"`, `"192.0.2.1:0"`, `"[::ffff:1.2.3.4]:5"`, `"[::1]"`, `"x"`, `5`)
+	one("tun", "ipv4", `"auto"`, `"off"`, `"10.1.0.0/16"`, `"10.1.0.1/16"`, `"8.0.0.1/16"`, `"10.0.0.1/7"`, `"10.1.255.255/16"`, `"fd00::1/64"`, `"x"`, `5`)
+	one("tun", "ipv6", `"fd00::1/64"`, `"fd00::1/96"`, `"2001:db8::1/64"`, `"10.1.0.1/16"`)
+	one("log", "level", `"info"`, `"debug,router/path=warn"`, `"x"`, `"info,x"`, `"info,=warn"`, `"info,a=x"`, `"info,a=warn,a=warn"`, `"warn,info"`)
+	one("dns", "upstream", `["192.0.2.1", "192.0.2.2:5353"]`, `[5]`)
+	for _, s := range []string{
+		`srv = ["_http._tcp 10 0 80"]`, `srv = ["_http._tcp 10 0 80 ."]`, `srv = ["_http._tcp 10 0 0 ."]`, `srv = ["_http._tcp 10 0 0"]`, `srv = ["_http._tcp 10 0 80 x.loki"]`, `srv = ["_http._tcp 10 0 80 localhost.loki"]`,
+		`srv = ["_http._tcp 10 0 80 x.snode"]`, `srv = ["_http._tcp 10 0 80 example.com"]`, `srv = ["_http._tcp 10 0 x"]`, `srv = ["_http 10 0 80"]`, `srv = ["_ht!p._tcp 10 0 80"]`, `srv = ["_http._tcp"]`,
+		`forward = ["80 -> 127.0.0.1:80"]`, `forward = ["udp/53 -> 127.0.0.1:53"]`, `forward = ["x -> 127.0.0.1:53"]`, `forward = ["80 -> 0.0.0.0:53"]`, `forward = ["80"]`, `ports = ["tcp/80", "tcp/x", "x"]`, `ports = 5`, `unknown = 1`, `clients = "c"`,
+	} {
+		f.Add("[[service]]\nname = \"a\"\n" + s + "\n")
+	}
+	f.Add("service = 5\n")
+	f.Add("dns = 5\n")
+	f.Add("a = \n")
+	f.Add("\xff")
+	f.Add("[dns]\n[dns]\n")
 	f.Fuzz(func(t *testing.T, text string) {
 		if len(text) > 1<<14 {
 			return
 		}
+		ParseWith([]byte(text), "x.toml", func(c *Config) { c.Role = RoleRelay })
 		c, err := Parse([]byte(text), "/etc/lokinetd/lokinetd.toml")
 		if (c == nil) == (err == nil) {
 			t.Fatal("neither a configuration nor an error, or both")

@@ -187,6 +187,9 @@ func FuzzHTTP(f *testing.F) {
 	f.Add([]byte("CONNECT " + web + ":80 HTTP/1.1\r\nHost: x\r\n\r\n"))
 	f.Add([]byte("GET http://" + web + "/ HTTP/1.1\r\nHost: example.com\r\n\r\n"))
 	f.Add([]byte("GET http://[fd00::2]:80/ HTTP/1.1\r\nHost: x\r\n\r\n"))
+	for _, s := range []string{web + ":80", web, "[fe80::1%25eth0]:80", "fe80::1%eth0", "[fe80::1%eth0]:80", "localhost.loki:80", "[::1", web + ":0", web + ":99999", web + ":8x", ":80", "::1:80", "x:80"} {
+		f.Add([]byte(s))
+	}
 	f.Add([]byte("GET http://a%40b@" + web + ":80/ HTTP/1.1\r\nHost: x\r\n\r\n"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		check := func(text string, port uint16) {

@@ -2,6 +2,7 @@ package oxend
 
 import (
 	"bytes"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
@@ -139,6 +140,14 @@ func TestParseName(t *testing.T) {
 func FuzzAnswers(f *testing.F) {
 	f.Add([]byte(`{"status": "OK", "block_hash": "h", "service_node_states": [{"pubkey_ed25519": "` + strings.Repeat("0a", 32) + `", "service_node_version": [11,6,0]}]}`))
 	f.Add([]byte(`d15:encrypted_value0:5:nonce24:aaaaaaaaaaaaaaaaaaaaaaaae`))
+	secret := key.FromSeed([32]byte{1}).Bytes64()
+	for _, s := range []string{
+		`{"status": "OK", "unchanged": true}`, `{"status": "failed"}`, `{"status": "OK"}`, `{"status": "OK", "block_hash": 5, "service_node_states": [{"pubkey_ed25519": "0a", "service_node_version": [11,6,0]}, 5, {}]}`,
+		`{"status": "OK", "service_node_states": [` + strings.Repeat("0,", maxStates) + `0]}`,
+		`{"service_node_ed25519_privkey": "` + hex.EncodeToString(secret[:]) + `"}`, `{"service_node_ed25519_privkey": "` + strings.Repeat("x", 128) + `"}`, `{"service_node_ed25519_privkey": ""}`,
+	} {
+		f.Add([]byte(s))
+	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if a, err := parseList(b); err == nil {
 			for i := range max(len(a.ids)-1, 0) {
@@ -147,7 +156,12 @@ func FuzzAnswers(f *testing.F) {
 				}
 			}
 		}
-		parseName([][]byte{[]byte("200"), b})
+		if sealed, _, err := parseName([][]byte{[]byte("200"), b}); err == nil && len(sealed) > maxValue {
+			t.Fatalf("%d bytes", len(sealed))
+		}
+		if _, _, err := parseName([][]byte{b, b}); err == nil {
+			t.Fatal("a refusal is an answer")
+		}
 		parseKey(b)
 		pingStatus(b)
 	})

@@ -136,16 +136,25 @@ func TestOurs(t *testing.T) {
 
 // FuzzPeer: an oxend that has gone mad, or is none, must not make the relay fail, take memory or differ by how its bytes are cut; messages are a fixed point.
 //
-// Decoders: checkGreeting parseFrame peer.feed peer.next peer.cut peer.command checkReady
+// Decoders: checkGreeting parseFrame peer.feed peer.next peer.cut peer.command checkReady conn.message conn.settle refusal
 func FuzzPeer(f *testing.F) {
 	f.Add(hello, 7)
 	f.Add(hello[64:], 1)
+	for _, m := range [][]string{{"REPLY", "\x00\x00\x00\x00\x00\x00\x00\x07", "200"}, {"REPLY", "7"}, {"REPLY", "\x00\x00\x00\x00\x00\x00\x00\x06"}, {"FORBIDDEN", "REPLY", "\x00\x00\x00\x00\x00\x00\x00\x07"}, {"notify.block", "5", "hash"}, {"other"}} {
+		var parts [][]byte
+		for _, s := range m {
+			parts = append(parts, []byte(s))
+		}
+		f.Add(appendMessage(nil, parts...), 3)
+	}
 	f.Fuzz(func(t *testing.T, b []byte, piece int) {
 		piece = 1 + int(uint(piece)%100)
 		whole, err := heard(b, len(b)+1)
 		if got, err2 := heard(b, piece); !slices.Equal(got, whole) || (err == nil) != (err2 == nil) {
 			t.Fatalf("pieces of %d: %v, %v; whole: %v, %v", piece, got, err2, whole, err)
 		}
+		wait := &waiter{command: "x", done: make(chan struct{})}
+		k := conn{block: func() {}, waiting: map[uint64]*waiter{7: wait}}
 		p := peer{greeted: true, ready: true}
 		p.feed(b)
 		for {
@@ -155,6 +164,9 @@ func FuzzPeer(f *testing.F) {
 			}
 			if e.message == nil {
 				continue
+			}
+			if k.message(e.message); len(k.waiting) == 0 && wait.err == nil && !bytes.Equal(e.message[1], []byte("\x00\x00\x00\x00\x00\x00\x00\x07")) {
+				t.Fatalf("%q is the reply", e.message)
 			}
 			q := peer{greeted: true, ready: true}
 			q.feed(appendMessage(nil, e.message...))
