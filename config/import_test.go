@@ -104,6 +104,17 @@ func FuzzImport(f *testing.F) {
 		}
 		f.Add(data)
 	}
+	for _, s := range []string{
+		"[network]\nexit=x\nprofiling=maybe\nreachable=maybe\nsrv=\nsrv=x\nauth-type=\nauth=whitelist\nauth-whitelist=x\nifaddr=\nifaddr=x\nifaddr=10.0.0.1/16\nifaddr=10.1.0.1/16\nifaddr=fd00::1/64\nip6-range=\n",
+		"[network]\nip6-range=fd00::1\n[bootstrap]\nadd-node=\nadd-node=b\n[logging]\ntype=file\nfile=x\nlevel=\n", "[logging]\nlevel=trace, path=warning,x=err\ntype=\nfile=-\n[bind]\nlo=x\n*=5\n*=0\n127.0.0.1=1090\neth0=1090\n",
+		"[router]\nrole=relay\nnetid=x\n[bind]\nlisten=:1090\nlisten=:1091\n", "[dns]\nbind=\nupstream=\nupstream=1.1.1.1\nno-resolvconf=1\n", "[dns]\nlisten=127.0.0.1\nlisten=\n",
+		"[bind]\neth0=1090\n[lokid]\nenabled=true\n", "[network]\nauth-static=x\nauth-file=x\n",
+	} {
+		f.Add([]byte(s))
+	}
+	for _, s := range []string{strings.Repeat("a", MaxFile+1), "[network]\n" + strings.Repeat("srv=_a._tcp 1 1 1\n", maxSettings+1), "[network]\n" + numbered("srv=_a%d._tcp 1 1 1\n", maxSRV+1)} {
+		Import([]byte(s), "/etc/x.ini", Places{}) // too long for a fuzzer
+	}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		im, err := Import(data, "/etc/x.ini", Places{})
 		if err != nil {
@@ -116,4 +127,13 @@ func FuzzImport(f *testing.F) {
 			t.Errorf("%v\n%s", err, im.TOML)
 		}
 	})
+}
+
+// numbered is a line for each number.
+func numbered(format string, n int) string {
+	var b strings.Builder
+	for i := range n {
+		fmt.Fprintf(&b, format, i)
+	}
+	return b.String()
 }

@@ -49,6 +49,7 @@ func FuzzRequest(f *testing.F) {
 		body := w.Body.String()
 		switch {
 		case w.Code >= 300 && w.Code < 400: // a path that is written in another way
+		case w.Code == http.StatusBadRequest && r.RequestURI == "*": // net/http's own
 		case w.Code == http.StatusOK:
 			if !may || !json.Valid([]byte(strings.TrimSpace(strings.Split(body, "\n")[0]))) {
 				t.Fatalf("answered %q", body)
