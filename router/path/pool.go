@@ -325,12 +325,15 @@ func (p *Pool) trim(now time.Time) {
 	}
 }
 
+// maxBackoff: after a minute without a network the reference would build nothing for another half, although it is back.
+const maxBackoff = 5 * time.Second
+
 // backoff is how long after the last of some failures in a row no build is begun (protocol 3 section 6.3).
 func backoff(failures int) time.Duration {
 	if failures < 3 {
 		return 0
 	}
-	return time.Duration(1+failures-3) * time.Second
+	return min(time.Duration(1+failures-3)*time.Second, maxBackoff)
 }
 
 // build begins the builds that are due and that edges have room for; others wait for the next tick. missing is a relay that a path of one hop ends at and that there is no connection to.

@@ -769,9 +769,10 @@ func (l *refusing) Request(context.Context, string, []byte) ([]byte, error) {
 	return nil, l.err
 }
 
-// TestBackoff: after three failures in a row a pool waits 1 s, then a second more after each one (protocol 3 section 6.3), whatever its kind.
+// TestBackoff: after three failures in a row a pool waits 1 s, then a second more after each one (protocol 3 section 6.3), whatever its kind, but never longer than 5 s: a minute of
+// failures must not cost another half when the network is back.
 func TestBackoff(t *testing.T) {
-	for failures, want := range []time.Duration{0, 0, 0, time.Second, 2 * time.Second, 3 * time.Second} {
+	for failures, want := range []time.Duration{0, 0, 0, time.Second, 2 * time.Second, 3 * time.Second, 4 * time.Second, 5 * time.Second, 5 * time.Second} {
 		if got := backoff(failures); got != want {
 			t.Errorf("%d failures: %v", failures, got)
 		}
@@ -793,7 +794,7 @@ func TestBackoff(t *testing.T) {
 				synctest.Wait()
 			}
 			const tick = 250 * time.Millisecond
-			want := []time.Duration{tick, tick, time.Second, 2 * time.Second, 3 * time.Second, 4 * time.Second, 5 * time.Second, 6 * time.Second}
+			want := []time.Duration{tick, tick, time.Second, 2 * time.Second, 3 * time.Second, 4 * time.Second, 5 * time.Second, 5 * time.Second}
 			var got []time.Duration
 			for i := range link.times[1:] {
 				got = append(got, link.times[i+1].Sub(link.times[i]))
