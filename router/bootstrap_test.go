@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"slices"
 	"sync"
@@ -17,7 +18,10 @@ import (
 	"lokinetd/router/key"
 	"lokinetd/router/link"
 	"lokinetd/router/netdb"
+	"lokinetd/router/packet"
 	"lokinetd/router/path"
+	"lokinetd/router/seal"
+	"lokinetd/router/testkit"
 )
 
 // Protocol 2 section 7.2: the answer, what it costs, and who gets none.
@@ -466,7 +470,7 @@ func TestBootstrapSmallNetwork(t *testing.T) {
 // FuzzClientReply feeds what relays answer a client into what reads it: a relay at the end of a path, or a bootstrap, may send anything. Nothing may panic, no relay that is not
 // known may come into the store, and nobody who does not know a name makes an answer for it.
 //
-// Decoders: readName
+// Decoders: readName pings.take
 func FuzzClientReply(f *testing.F) {
 	now := time.Unix(1_790_000_000, 0)
 	good, stranger := relayContact(1, now), relayContact(9, now)
@@ -477,7 +481,14 @@ func FuzzClientReply(f *testing.F) {
 		name.Reply([32]byte{}), netdb.Status("NOT FOUND"), netdb.EncodeFoundCC([]byte("de")), bt.NewDict(nil).End(), nil,
 	} {
 		f.Add(byte(kind), body)
+		f.Add(byte(3), body)
 	}
+	nonce := seal.Nonce{1}
+	f.Add(byte(3), netdb.EncodeResolvedSNS(seal.SealName("good.loki", good.ID, &nonce), &nonce))
+	f.Add(byte(3), netdb.EncodeResolvedSNS(make([]byte, seal.NameSize), &nonce))
+	f.Add(byte(4), testkit.IP6(netip.IPv6Unspecified(), netip.IPv6Unspecified(), 58, 58, nil, []byte{129, 0, 0, 0, 0, 1, 0, 2}))
+	f.Add(byte(4), testkit.IP6(netip.IPv6Unspecified(), netip.IPv6Unspecified(), 58, 58, nil, []byte{129, 0, 0, 0, 0, 2, 0, 2}))
+	f.Add(byte(4), testkit.IP6(netip.IPv6Unspecified(), netip.IPv6Unspecified(), 58, 58, nil, []byte{129, 0, 0, 0}))
 	rules := netdb.Rules{Network: testNetwork}
 	f.Fuzz(func(t *testing.T, kind byte, body []byte) {
 		store, err := netdb.OpenStore("", key.Public{}, false, rules, nil)
@@ -485,7 +496,7 @@ func FuzzClientReply(f *testing.F) {
 			t.Fatal(err)
 		}
 		store.SetKnown([]key.Public{good.ID})
-		switch kind % 4 {
+		switch kind % 5 {
 		case 0:
 			ids, err := netdb.DecodeRIDs(body)
 			if err != nil {
@@ -506,6 +517,18 @@ func FuzzClientReply(f *testing.F) {
 		case 3:
 			if a := readName("another.loki", body, nil); a.found {
 				t.Errorf("%q opens for another name", body)
+			}
+			if a := readName("good.loki", body, nil); a.found && (a.none || a.owner.Check() != nil) || readName("good.loki", body, io.EOF) != (nameAnswer{}) {
+				t.Errorf("%q is %+v", body, a)
+			}
+		case 4: // the answer to a ping of our own
+			p := pings{waiting: map[uint16]chan struct{}{1: make(chan struct{})}}
+			b := packet.Get()
+			b.Set(body)
+			if taken := p.take(b); taken != (len(p.waiting) == 0) || taken && len(body) < 48 {
+				t.Errorf("%x is taken: %v", body, taken)
+			} else if !taken {
+				b.Release()
 			}
 		}
 		if store.Len() > 1 || store.Len() == 1 && store.Get(good.ID) == nil {

@@ -573,6 +573,7 @@ func FuzzRelayRequest(f *testing.F) {
 	now := time.Now()
 	client, blinded, place := placed(f, 9, 0, 1, 2, 3)
 	contact := sealed(f, client, now)
+	far, _, _ := placed(f, 9, -1)
 	for _, s := range []struct {
 		kind byte
 		name string
@@ -583,28 +584,52 @@ func FuzzRelayRequest(f *testing.F) {
 		{1, "session_control", make([]byte, 60)}, {1, "ping", nil}, {2, "bfetch_rcs", []byte("de")},
 		{3, "publish_cc", netdb.EncodePublishCC(contact, place)}, {3, "find_cc", netdb.EncodeFindCC(blinded, place)},
 		{3, "resolve_sns", netdb.EncodeResolveSNS([32]byte{})}, {3, "fetch_rids", nil}, {3, "fetch_rcs", []byte("d1:blee")},
+		{0, "gossip_rc", []byte("de")}, {0, "gossip_rc", relayContact(20, now).Raw()}, {0, "publish_cc", []byte("de")}, {0, "find_cc", []byte("de")}, {2, "ping", nil}, {3, "resolve_sns", []byte("de")}, {3, "find_cc", []byte("de")},
+		{3, "publish_cc", netdb.EncodePublishCC(sealed(f, client, now.Add(-2*netdb.ContactLifetime)), place)}, {3, "publish_cc", netdb.EncodePublishCC(contact, 9)}, {3, "publish_cc", netdb.EncodePublishCC(contact, -1)},
+		{3, "find_cc", netdb.EncodeFindCC(blinded, netdb.AnyLocation)}, {1, "unknown", nil}, {3, "unknown", nil}, {0, "publish_cc", netdb.EncodePublishCC(sealed(f, far, now), 0)},
 	} {
 		f.Add(s.kind, s.name, s.body)
+		f.Add(s.kind|4, s.name, s.body)
 	}
-	store, err := netdb.OpenStore("", secret(0).Public(), true, netdb.Rules{Network: testNetwork}, nil)
-	if err != nil {
-		f.Fatal(err)
-	}
-	n, err := NewNode(NodeConfig{Secret: secret(0), Public: relayAddr(0), Wire: newFakeWire(), Store: store, Network: testFile(9)})
-	if err != nil {
-		f.Fatal(err)
+	for location := range 4 {
+		f.Add(byte(3), "publish_cc", netdb.EncodePublishCC(contact, location))
+		f.Add(byte(3), "find_cc", netdb.EncodeFindCC(blinded, location))
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	n.ctx = ctx
-	n.learn(n.network.Load())
+	node := func(relays int) (*Node, *netdb.Store) {
+		store, err := netdb.OpenStore("", secret(0).Public(), true, netdb.Rules{Network: testNetwork}, nil)
+		if err != nil {
+			f.Fatal(err)
+		}
+		n, err := NewNode(NodeConfig{Secret: secret(0), Public: relayAddr(0), Wire: newFakeWire(), Store: store, Network: testFile(relays)})
+		if err != nil {
+			f.Fatal(err)
+		}
+		n.ctx = ctx
+		n.learn(n.network.Load())
+		return n, store
+	}
+	n, store := node(9)
+	few, _ := node(2)
 	f.Fuzz(func(t *testing.T, kind byte, name string, body []byte) {
 		n.relay.contacts = netdb.NewContacts(0, 0)
 		id := path.ID{kind, byte(len(body))}
 		n.relay.fromPaths, n.relay.links, n.relay.paths = meter[path.ID]{rate: 1, burst: 1}, newLinkMeter(), newPathMeter()
 		var answers atomic.Int32
+		if kind&4 != 0 { // who has asked too much
+			n.relay.paths.charge(id, 1<<40, time.Now())
+			for _, k := range []key.Public{{}, secret(1).Public()} {
+				n.relay.links.charge(k, 1<<40, time.Now())
+			}
+		}
 		if kind %= 4; kind == 3 {
 			n.relay.PathRequest(id, name, bytes.Clone(body), func([]byte) { answers.Add(1) })
+			few.relay.PathRequest(id, name, bytes.Clone(body), func([]byte) {})
+			few.work.Wait()
+			if few.relay.contacts.Stats().Count > 0 {
+				t.Error("a contact is kept where there are no places for it")
+			}
 		} else {
 			c := newConn([]link.Kind{link.Relay, link.Client, link.Bootstrap}[kind], key.Public{})
 			if kind == 0 {
