@@ -7,6 +7,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"lokinetd/router/key"
 	"lokinetd/router/netdb"
 	"lokinetd/router/packet"
@@ -28,7 +30,8 @@ const (
 	least        = time.Minute // a detour must have so much left
 	contactStale = 10 * time.Minute
 	contactFresh = 30 * time.Second       // one that is older is used for a call, and looked up again at once
-	lookAgain    = 20 * time.Second       // a silent remote is looked up again and again for so long
+	looksAtOnce  = 15                     // a silent remote is looked up again and again, so often in a row,
+	looksEvery   = 10 * time.Second       // and later once in so long, whatever it does
 	insistEvery  = 500 * time.Millisecond // see insist
 	insistTimes  = 8
 )
@@ -46,6 +49,7 @@ type call struct {
 	used  time.Time // last packet or caller that waited
 
 	contact *netdb.ClientContact // of a client
+	looks   *rate.Limiter        // look-ups of a contact that we have
 	telling sync.Mutex           // held while the pool is told of it; taken before ctl
 	pool    pool                 // set once
 	path    onion                // the current path; nil: none
@@ -153,7 +157,7 @@ func (t *Table) dial(r *remote, now time.Time) error {
 	}
 	t.calls++
 	t.log.Debug("calling", "remote", r.addr)
-	r.call = &call{r: r, since: now, used: now}
+	r.call = &call{r: r, since: now, used: now, looks: rate.NewLimiter(rate.Every(looksEvery), looksAtOnce)}
 	return nil
 }
 
@@ -220,8 +224,8 @@ func (t *Table) drive(c *call, now time.Time) {
 		}
 		t.sendInit(c, now)
 	}
-	if c.try != nil && c.inits > 1 && now.Sub(c.since) < lookAgain {
-		t.refresh(c.r, now)
+	if c.try != nil && c.inits > 1 {
+		t.refresh(c, now)
 	}
 	if c.session != nil {
 		t.insist(c, now)
@@ -269,11 +273,12 @@ func (t *Table) redirect(c *call) {
 }
 
 // refresh looks a client's contact up although we have one.
-func (t *Table) refresh(r *remote, now time.Time) {
-	if r.addr.Kind == key.Client {
-		if e := t.contact(r.addr.Key, now); e != nil {
-			t.seek(e, now)
-		}
+func (t *Table) refresh(c *call, now time.Time) {
+	if c.r.addr.Kind != key.Client || c.looks.TokensAt(now) < 1 {
+		return
+	}
+	if e := t.contact(c.r.addr.Key, now); e != nil && t.seek(e, now) {
+		c.looks.AllowN(now, 1)
 	}
 }
 
@@ -297,7 +302,7 @@ func (t *Table) swerve(c *call, now time.Time) bool {
 	if len(others) == 0 {
 		return false
 	}
-	c.tried = append(c.tried, c.path)
+	c.tried = append(slices.DeleteFunc(c.tried, func(p onion) bool { return p == nil || !p.live(now) }), c.path)
 	if !slices.ContainsFunc(others, func(p onion) bool { return !slices.Contains(c.tried, p) }) {
 		c.tried = []onion{c.path}
 	}
@@ -460,8 +465,8 @@ func (t *Table) doubt(c *call, now time.Time) {
 		}
 	}
 	last := t.when(asked)
-	if c.doubts > 1 && now.Sub(last) < lookAgain {
-		t.refresh(c.r, now)
+	if c.doubts > 1 {
+		t.refresh(c, now)
 	}
 	if c.doubted.After(last) {
 		if t.when(s.said.Load()).Before(c.doubted) {
@@ -485,7 +490,7 @@ func (t *Table) doubt(c *call, now time.Time) {
 		c.patience = min(2*c.patience, most)
 	}
 	if c.doubts > 1 || !s.sure.Load() {
-		t.refresh(c.r, now)
+		t.refresh(c, now)
 		t.widen(c, widest)
 	}
 	if c.doubts > 1 && !s.keys.old && t.speaksOld(c) {

@@ -90,29 +90,29 @@ func (t *Table) tendContacts(now time.Time) {
 }
 
 // seek starts a look-up unless one is on its way, or it is too early, or there is no place or path for it. One that takes long may be waiting for paths that are dead, so
-// another one begins beside it, if there are places enough.
-func (t *Table) seek(e *contact, now time.Time) {
+// another one begins beside it, if there are places enough. False: none was started.
+func (t *Table) seek(e *contact, now time.Time) (begun bool) {
 	if e.rounds > 0 && now.Sub(e.began) < seekSlow || e.rounds >= seekRounds || now.Before(e.next) || t.closed {
-		return
+		return false
 	}
 	places := seekAtOnce - e.rounds*seekKept
 	if !t.inUse(e) {
 		places -= seekKept
 	}
 	if t.seeking >= places {
-		return
+		return false
 	}
 	paths := t.entrance.paths(now)
 	if sound := slices.DeleteFunc(slices.Clone(paths), onion.suspected); len(sound) > 0 {
 		paths = sound
 	}
 	if len(paths) == 0 {
-		return
+		return false
 	}
 	blinded, err := e.key.Blind()
 	if err != nil {
 		e.missing = now.Add(missingTime)
-		return
+		return false
 	}
 	paths = shuffled(paths, netdb.Locations)
 	e.rounds++
@@ -132,6 +132,7 @@ func (t *Table) seek(e *contact, now time.Time) {
 		}
 		t.unlock()
 	})
+	return true
 }
 
 // seekAll looks up whatever contact is missing, that first which waits the longest.

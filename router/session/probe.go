@@ -131,7 +131,7 @@ func (t *Table) watch(c *call, now time.Time) {
 	if p.tries == 3 && p.answers {
 		p.wide = true
 		c.path.suspect()
-		t.refresh(c.r, now)
+		t.refresh(c, now)
 		t.widen(c, widest)
 	}
 	p.next = now.Add(p.wait())

@@ -314,7 +314,7 @@ func TestSeekOrder(t *testing.T) {
 		}
 		a.table.lock()
 		before := time.Now()
-		a.table.refresh(a.table.remotes[b.addr()], before)
+		a.table.refresh(a.table.remotes[b.addr()].call, before)
 		e := a.table.contacts[b.sec.Public()]
 		if len(a.table.contacts) != 73 {
 			t.Errorf("%d contacts", len(a.table.contacts))
