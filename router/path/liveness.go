@@ -22,7 +22,7 @@ import (
 
 const (
 	quickPings  = 3
-	minPatience = 750 * time.Millisecond
+	minPatience = 400 * time.Millisecond
 	maxPatience = 5 * time.Second
 	// suspectSpread is how far apart paths are examined for the same reason.
 	suspectSpread = time.Second

@@ -350,7 +350,7 @@ func (p *Pool) build(now time.Time) (missing key.Public) {
 		return missing
 	}
 	for _, path := range p.paths {
-		if path.state.Load() == pathBuilding && now.Sub(path.began) >= slowBuild {
+		if path.state.Load() == pathBuilding && now.Sub(path.began) >= p.slow() {
 			p.client.profile.fellSilent(path.relays, path.began, now)
 		}
 	}
@@ -399,15 +399,30 @@ func (p *Pool) fail(now time.Time) {
 // slowBuild is after how long without an answer a build counts no more.
 const slowBuild = 3 * time.Second
 
+// slow is the same now: where more paths than usual are wanted, because those that there are lead nowhere, a few times what a round trip takes over them.
+func (p *Pool) slow() time.Duration {
+	if p.more == 0 {
+		return slowBuild
+	}
+	var usual time.Duration
+	for _, path := range p.paths {
+		usual = max(usual, path.rtt.mean()+path.rtt.jitter())
+	}
+	if usual == 0 {
+		return slowBuild
+	}
+	return min(max(minPatience, 4*usual), slowBuild)
+}
+
 // needed says how many more paths there should be, and which introductions they may go to.
 //
-// A slow build may never be answered: another one is begun beside it, as long as there are no more than twice as many as wanted under way.
+// A slow build may never be answered: another one is begun beside it, as long as there are no more than twice as many as usually wanted under way, and what more is wanted.
 //
 // What does not count: an inbound path that no remote would choose any more, less than a minute before its end; the reference counts it, and has one
 // path less until the next one is built. An outbound path that ends within AcceptableExpiry; if it is the current one it counts for a while yet.
 func (p *Pool) needed(now time.Time) (n int, intros []netdb.Intro) {
 	opt := &p.client.opt
-	horizon := opt.AcceptableExpiry
+	horizon, slow := opt.AcceptableExpiry, p.slow()
 	switch p.cfg.Kind {
 	case Inbound:
 		horizon = p.client.lead()
@@ -427,7 +442,7 @@ func (p *Pool) needed(now time.Time) (n int, intros []netdb.Intro) {
 	for _, path := range p.paths {
 		switch path.state.Load() {
 		case pathBuilding:
-			if under++; now.Sub(path.began) < slowBuild || under > p.cfg.Want {
+			if under++; now.Sub(path.began) < slow || under > p.cfg.Want+p.more {
 				n--
 			}
 		case pathUp:

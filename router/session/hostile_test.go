@@ -347,14 +347,13 @@ func TestOtherChannel(t *testing.T) {
 		a, b := f.settled()
 		var seen []*flying
 		f.lose = func(m *flying) bool {
-			seen = append(seen, m)
+			if len(seen) < 2 {
+				seen = append(seen, m)
+			}
 			return false
 		}
 		a.send(b, "x")
 		a.table.lock()
-		for _, r := range a.table.remotes {
-			r.call.probe.asked = probeOnce // no pings between these
-		}
 		for _, s := range a.table.tags {
 			a.table.signal(s, methodSwitch, switchParam(s.route.Load().via.id()))
 		}

@@ -120,19 +120,26 @@ func (t *Table) watch(c *call, now time.Time) {
 		return
 	}
 	p.tries++
+	if p.tries > 1 {
+		t.log.Debug("a ping is not answered", "remote", c.r.addr, "tries", p.tries, "others", len(c.pool.paths(now))-1, "late", p.late())
+	}
 	if p.tries > 2 && len(p.alive) > 0 {
 		t.divert(c, p.alive[0], now)
 		return
 	}
 	t.ping(c, c.path, now)
-	if p.tries == 2 {
+	if p.tries > 1 {
 		t.others(c, now)
 	}
-	if p.tries == 3 && p.answers {
-		p.wide = true
-		c.path.suspect()
+	if p.tries > 2 && p.answers {
 		t.refresh(c, now)
-		t.widen(c, widest)
+		if !p.wide {
+			p.wide = true
+			t.widen(c, widest)
+			for _, o := range c.pool.paths(now) {
+				o.suspect()
+			}
+		}
 	}
 	p.next = now.Add(p.wait())
 	t.wake(c, p.wait())
@@ -157,14 +164,14 @@ func (p *probe) wait() time.Duration {
 	return min(d, probeSlow)
 }
 
-// others pings over the other paths that were not since this silence began.
+// others pings over the other paths, but those over which a ping is not late yet.
 func (t *Table) others(c *call, now time.Time) {
 	p := &c.probe
 	if p.tries < 2 {
 		return
 	}
 	for _, o := range c.pool.paths(now) {
-		if o != c.path && !slices.Contains(p.alive, o) && !slices.ContainsFunc(p.sent, func(x ping) bool { return x.over == o && !x.at.Before(p.began) }) {
+		if o != c.path && !slices.Contains(p.alive, o) && !slices.ContainsFunc(p.sent, func(x ping) bool { return x.over == o && now.Sub(x.at) < p.wait() }) {
 			t.ping(c, o, now)
 		}
 	}

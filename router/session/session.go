@@ -45,8 +45,12 @@ const (
 	MaxPacket = packet.MaxData - overhead
 )
 
-// settled: what is sent so soon after a message of the remote may well be the answer to it, and needs none.
-const settled = 250 * time.Millisecond
+// What is sent so soon after a message of the remote may well be the answer to it, and needs none. Of a remote that called us we cannot ask whether it is there, but only look whether our
+// path is; so the sooner.
+const (
+	settled       = 250 * time.Millisecond
+	settledCalled = 100 * time.Millisecond
+)
 
 // Traffic types (protocol 4 section 1), the last byte of a plaintext.
 const (
@@ -156,7 +160,11 @@ func (t *Table) transmit(s *session, w *route, b *packet.Buffer, proto uint8, no
 	if w.used.Load() == 0 {
 		w.used.Store(at)
 	}
-	if at-s.heard.Load() >= int64(settled) && s.asked.Load() <= s.answered.Load() {
+	quick := settledCalled
+	if s.outbound {
+		quick = settled
+	}
+	if at-s.heard.Load() >= int64(quick) && s.asked.Load() <= s.answered.Load() {
 		s.asked.Store(at)
 	}
 	s.packetsOut.Add(1)

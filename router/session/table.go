@@ -351,7 +351,7 @@ func (t *Table) oneSided(r *remote, now time.Time) bool {
 	}
 	p, _ := s.route.Load().via.(onion)
 	wait := now.Sub(t.when(asked))
-	if wait > quietTime(p) && asked != r.examined && p != nil {
+	if wait > probeQuiet && asked != r.examined && p != nil {
 		r.examined = asked
 		p.suspect()
 	}
