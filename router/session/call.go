@@ -31,7 +31,7 @@ const (
 	contactStale = 10 * time.Minute
 	contactFresh = 30 * time.Second       // one that is older is used for a call, and looked up again at once
 	looksAtOnce  = 15                     // a silent remote is looked up again and again, so often in a row,
-	looksEvery   = 10 * time.Second       // and later once in so long, whatever it does
+	looksEvery   = 5 * time.Second        // and later once in so long, whatever it does
 	insistEvery  = 500 * time.Millisecond // see insist
 	insistTimes  = 8
 )

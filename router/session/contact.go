@@ -18,9 +18,9 @@ import (
 const (
 	missingTime  = 15 * time.Second       // a remote without a contact is not looked up again before
 	seekBackoff  = 990 * time.Millisecond // times the number of failures in a row
-	seekMax      = 10 * time.Second
+	seekMax      = 5 * time.Second
 	seekSpacing  = time.Second // after a success
-	seekSlow     = 2 * time.Second
+	seekSlow     = time.Second
 	seekRounds   = 3
 	seekAtOnce   = 32 // look-ups under way: four requests each, and a relay passes on 256 of one client at a time
 	seekKept     = 8  // of these, for remotes that are in use: who has us look up many names does not keep them waiting
