@@ -353,6 +353,7 @@ func (c *call) target() path.ID {
 func (t *Table) moved(c *call, now time.Time) {
 	if c.session != nil {
 		t.sendSwitch(c, now)
+		t.repeat(c.session, c.session.route.Load(), now)
 		t.advance(c.r, now)
 	}
 	if c.try != nil {

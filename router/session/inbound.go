@@ -285,9 +285,14 @@ func (t *Table) reroute(s *session, via carrier, p path.ID, now time.Time) {
 	t.count.SwitchesTaken.Add(1)
 	t.proven(s, now)
 	// Our contact is the answer: to a remote that looks for a path that works, and to one that was out of reach when we published.
-	if w := s.route.Load(); s.round != t.publish.round || before.via != w.via || before.pivot != w.pivot {
+	w := s.route.Load()
+	moved := before.via != w.via || before.pivot != w.pivot
+	if moved || s.round != t.publish.round {
 		s.owed = true
 		t.inform(s, now)
+	}
+	if moved {
+		t.repeat(s, w, now)
 	}
 	t.unlock()
 }

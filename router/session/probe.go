@@ -30,6 +30,7 @@ const (
 	probeFirst = 400 * time.Millisecond // the same while nothing is known of the remote
 	probeSlow  = 2 * time.Second        // and at most
 	probeEvery = 500 * time.Millisecond // at least, from an answer until the next ping
+	probeOften = 12                     // pings until they become rare
 	probeOnce  = 3                      // as often a remote is asked that has not shown yet that it answers
 	pingsMost  = 32                     // unanswered pings that are remembered
 )
@@ -155,13 +156,16 @@ func (t *Table) calm(c *call) {
 	}
 }
 
-// wait is how long the latest ping of tries may take.
+// wait is how long the latest ping may take, and until the next: there is more and more time, the longer it was all in vain.
 func (p *probe) wait() time.Duration {
-	d := p.late()
-	for n := 3; n < p.tries && d < probeSlow; n++ {
-		d *= 2
+	switch late := p.late(); {
+	case p.tries <= 3:
+		return late
+	case p.tries <= probeOften:
+		return max(late, probeEvery)
+	default:
+		return probeSlow
 	}
-	return min(d, probeSlow)
 }
 
 // others pings over the other paths, but those over which a ping is not late yet.
@@ -188,6 +192,7 @@ func (t *Table) divert(c *call, to onion, now time.Time) {
 	t.move(c, to)
 	t.count.Diverted.Add(1)
 	t.sendSwitch(c, now)
+	t.repeat(c.session, c.session.route.Load(), now)
 }
 
 func (t *Table) wake(c *call, after time.Duration) {

@@ -81,6 +81,8 @@ type session struct {
 
 	packetsIn, bytesIn, packetsOut, bytesOut atomic.Uint64
 
+	kept kept
+
 	// Of an inbound session that is not sure yet; under Table.ctl.
 	init   openedInit // m is not kept
 	accept []byte     // its body, to be sent again when the init comes again
@@ -140,6 +142,11 @@ func (t *Table) Send(to key.Address, b *packet.Buffer) bool {
 // transmit seals a packet of a session and gives it to the path.
 func (t *Table) transmit(s *session, w *route, b *packet.Buffer, proto uint8, now time.Time) {
 	size := uint64(len(b.Data))
+	at := t.at(now)
+	silent := at - s.heard.Load()
+	if proto == packet.ProtoTCP && silent >= int64(repeatAfter) {
+		s.kept.keep(b.Data, at)
+	}
 	tail := b.Extend(1 + seal.TagSize)
 	switch proto {
 	case packet.ProtoUDP:
@@ -155,7 +162,6 @@ func (t *Table) transmit(s *session, w *route, b *packet.Buffer, proto uint8, no
 	if !w.bare {
 		copy(b.Extend(pivotSize), w.pivot[:])
 	}
-	at := t.at(now)
 	s.said.Store(at)
 	if w.used.Load() == 0 {
 		w.used.Store(at)
@@ -164,7 +170,7 @@ func (t *Table) transmit(s *session, w *route, b *packet.Buffer, proto uint8, no
 	if s.outbound {
 		quick = settled
 	}
-	if at-s.heard.Load() >= int64(quick) && s.asked.Load() <= s.answered.Load() {
+	if silent >= int64(quick) && s.asked.Load() <= s.answered.Load() {
 		s.asked.Store(at)
 	}
 	s.packetsOut.Add(1)

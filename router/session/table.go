@@ -298,6 +298,7 @@ func (t *Table) tend(r *remote, now time.Time) {
 			t.remove(s, now)
 			continue
 		}
+		s.kept.forget(t.at(now))
 		t.inform(s, now)
 	}
 	t.advance(r, now)
