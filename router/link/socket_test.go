@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/quic-go/quic-go"
+	"golang.org/x/net/ipv4"
 
 	"lokinetd/router/key"
 	"lokinetd/router/packet"
@@ -131,6 +132,65 @@ func TestSendAtOnce(t *testing.T) {
 				t.Error("a packet passed one that waited")
 			}
 		})
+	}
+}
+
+// lateSocket reads one packet at a time; once, when late is set, all that come in a while, and then none until ended is closed.
+type lateSocket struct {
+	*net.UDPConn
+	late  atomic.Bool
+	ended chan struct{}
+	done  bool
+}
+
+func (s *lateSocket) ReadBatch(ms []ipv4.Message, _ int) (n int, err error) {
+	if s.done {
+		<-s.ended
+	}
+	read := func(m *ipv4.Message) error {
+		size, control, _, from, err := s.ReadMsgUDP(m.Buffers[0], m.OOB)
+		m.N, m.NN, m.Addr = size, control, from
+		return err
+	}
+	if err := read(&ms[0]); err != nil || s.done || !s.late.Load() {
+		return 1, err
+	}
+	s.done = true
+	time.Sleep(50 * time.Millisecond)
+	s.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
+	defer s.SetReadDeadline(time.Time{})
+	for n = 1; n < len(ms) && read(&ms[n]) == nil; n++ {
+	}
+	return n, nil
+}
+
+// All connections are woken that have got something in one read (overlay/wake.go.in).
+func TestWokenByOneRead(t *testing.T) {
+	needsHook(t)
+	s := &lateSocket{UDPConn: loopback(t).(*net.UDPConn), ended: make(chan struct{})}
+	arrived := make(chan byte, 8)
+	to := run(t, s, &node{datagram: func(_ Conn, b *packet.Buffer) {
+		arrived <- b.Data[0]
+		b.Release()
+	}}, Config{Accept: true})
+	defer to.stop()
+	from := run(t, loopback(t), &node{}, Config{})
+	defer from.stop()
+	defer close(s.ended)
+	conns := []Conn{from.dial(to, Client), from.dial(to, Client), from.dial(to, Client)}
+	time.Sleep(200 * time.Millisecond) // no timer of the handshakes wakes them
+	s.late.Store(true)
+	for i, c := range conns {
+		c.Send(bufferOf([]byte{byte(i), 1: 0, 99: 0}))
+	}
+	came := map[byte]bool{}
+	for patience := time.After(5 * time.Second); len(came) < len(conns); {
+		select {
+		case i := <-arrived:
+			came[i] = true
+		case <-patience:
+			t.Fatalf("only %v came", came)
+		}
 	}
 }
 

@@ -14,6 +14,7 @@ var datagrams = patch{
 		"lokinetd_datagrams.go":                     datagramsAdded,
 		"lokinetd_gro.go":                           groAdded,
 		"lokinetd_direct.go":                        directAdded,
+		"lokinetd_wake.go":                          wakeAdded,
 		"internal/ackhandler/lokinetd_datagrams.go": ackhandlerAdded,
 		"internal/congestion/lokinetd_accidents.go": congestionAdded,
 		"internal/wire/lokinetd_datagrams.go":       wireAdded,
@@ -27,6 +28,8 @@ var (
 	groAdded []byte
 	//go:embed direct.go.in
 	directAdded []byte
+	//go:embed wake.go.in
+	wakeAdded []byte
 	//go:embed ackhandler.go.in
 	ackhandlerAdded []byte
 	//go:embed congestion.go.in
@@ -262,6 +265,24 @@ var datagramEdits = []edit{
 		decl:   "func (q *receivedPacketQueue) Push(p receivedPacket, source *pathReceiver) bool {",
 		marker: "q.main.Len() >= protocol.MaxConnUnprocessedPackets",
 		swap:   "q.main.Len() >= maxUnprocessedPackets",
+	},
+
+	// A connection is woken once for all the packets of it that one read has brought.
+	{
+		file:   "transport.go",
+		decl:   "type Transport struct {",
+		marker: "struct {\n",
+		after:  "\tunwoken *Conn // by listen\n\n",
+	}, {
+		file:   "transport.go",
+		decl:   "func (t *Transport) handlePacket(p receivedPacket) {",
+		marker: "\t\thandler.handlePacket(p)\n",
+		swap:   "\t\tt.pass(handler, p)\n",
+	}, {
+		file:   "transport.go",
+		decl:   "func (t *Transport) listen(conn rawConn) {",
+		marker: "\t\tt.handlePacket(p)\n",
+		after:  "\t\tif o, ok := conn.(*oobConn); !ok || !o.more() {\n\t\t\tt.wake()\n\t\t}\n",
 	},
 
 	// A PING of the reference is 42 bytes long; the reset that answers it must be shorter (protocol 5 section 5.2).
