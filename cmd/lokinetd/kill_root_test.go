@@ -23,8 +23,8 @@ import (
 
 // How long traffic may stop when a relay on its way is killed: in the median of all kills, and at most.
 const (
-	killWorlds = 5
-	killRounds = 4 // in each world: what gives up paths and edges on a suspicion does so a few times in two minutes only
+	killWorlds = 10
+	killRounds = 2 // in each world: paths and edges are given up on a suspicion a few times in two minutes only
 	killMedian = 1500 * time.Millisecond
 	killMost   = 4 * time.Second
 )
@@ -233,7 +233,7 @@ func killWorld(t *testing.T, world int) (all []killed) {
 		f.kill(victim)
 		at := time.Now()
 		for calm := false; !calm && time.Since(at) < 15*time.Second; time.Sleep(20 * time.Millisecond) {
-			calm = a.calm(before) && time.Since(at) > 1500*time.Millisecond
+			calm = a.calm(before) && time.Since(at) > 1200*time.Millisecond
 		}
 		silent, after := a.silence()
 		all = append(all, killed{kind, role, silent})
