@@ -98,6 +98,13 @@ func (m *meter[K]) charge(k K, units int, now time.Time) {
 	m.all.add(float64(units), now, m.allRate)
 }
 
+// forget gives up the account of an asker that does not come again.
+func (m *meter[K]) forget(k K) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.spent, k)
+}
+
 // take is allows and charge at once.
 func (m *meter[K]) take(k K, units int, now time.Time) bool {
 	if !m.allows(k, now) {

@@ -59,6 +59,9 @@ type relay struct {
 
 	// What others may cost us. A neighbour is a relay, over however many connections; what clients ask without a path, which none has to, they all share.
 	starters *meter[netip.Prefix] // bfetch_rcs
+	waste    meter[link.Conn]     // datagrams of no use, of a client's connection
+	wastes   meter[netip.Prefix]  // and of all from one network of addresses
+	cut      atomic.Uint64        // connections closed for that
 	paths    *meter[path.ID]      // requests over a path
 	links    *meter[key.Public]   // requests of neighbours
 	forwards slots[path.ID]       // requests that wait for another relay
@@ -74,6 +77,8 @@ func newRelay(n *Node) (*relay, error) {
 		contacts: netdb.NewContacts(0, 0),
 		starters: newBootstrapMeter(), paths: newPathMeter(), links: newLinkMeter(),
 		forwards:  slots[path.ID]{each: pathForwards, all: maxForwards},
+		waste:     meter[link.Conn]{rate: 64, burst: 256},
+		wastes:    meter[netip.Prefix]{rate: 512, burst: 4096},
 		news:      meter[key.Public]{rate: 1 / netdb.MinRelayUpdate.Seconds(), burst: 4},
 		fromPaths: meter[path.ID]{rate: 0.25, burst: 32},
 		fromLinks: meter[key.Public]{rate: 2, burst: 2048},
@@ -213,6 +218,7 @@ func (r *relay) Closed(c link.Conn, err error) {
 	if c.Kind() == link.Client && !c.Outbound() {
 		r.clients.Add(-1)
 	}
+	r.waste.forget(c)
 	if c.Kind() == link.Client { // a client's paths live and die with its connection, a relay's do not
 		r.transit.LinkClosed(c)
 	}
@@ -221,7 +227,21 @@ func (r *relay) Closed(c link.Conn, err error) {
 func (r *relay) Datagram(c link.Conn, b *packet.Buffer) {
 	r.datagrams.in.Add(1)
 	r.datagrams.bytes.Add(uint64(len(b.Data)))
-	r.transit.Datagram(b)
+	if !r.transit.Datagram(b) && c.Kind() == link.Client && !c.Outbound() {
+		r.wasted(c)
+	}
+}
+
+// wasted counts a datagram of a client that was of no use. Some always are: paths end, and others' with them. Who sends little else is cut off: a datagram costs as much as
+// one that is carried. A relay is not: what it brings is others'.
+func (r *relay) wasted(c link.Conn) {
+	now, source := time.Now(), link.NetworkOf(c.RemoteAddr().Addr())
+	r.waste.charge(c, 1, now)
+	r.wastes.charge(source, 1, now)
+	if !r.waste.allows(c, now) && !r.wastes.allows(source, now) {
+		r.cut.Add(1)
+		c.Close(link.CodeNormal)
+	}
 }
 
 // Request answers a neighbour (protocol 2 section 7). What only relays ask of each other is unknown to clients.

@@ -82,7 +82,7 @@ func (d *direction) count(n int, split bool) {
 
 func newConn(q *QUIC, qc *quic.Conn, kind Kind, remote key.Public, outbound bool) *conn {
 	c := &conn{
-		q: q, qc: qc, kind: kind, remote: remote, outbound: outbound, source: networkOf(addrPort(qc.RemoteAddr()).Addr()),
+		q: q, qc: qc, kind: kind, remote: remote, outbound: outbound, source: NetworkOf(addrPort(qc.RemoteAddr()).Addr()),
 		open: make(chan struct{}), done: make(chan struct{}),
 		out:       newOutbox(q.limits.StreamQueue, &q.memory),
 		datagrams: newDatagramQueue(q.limits.QueueBytes, q.limits.QueueCount),
@@ -92,7 +92,7 @@ func newConn(q *QUIC, qc *quic.Conn, kind Kind, remote key.Public, outbound bool
 	c.ctx, c.stop = context.WithCancel(context.Background())
 	c.m.Store(minM)
 	c.join.all = &q.halves
-	c.datagrams.crowd, c.datagrams.cork = &q.crowd, &q.cork
+	c.datagrams.crowd, c.datagrams.cork, c.datagrams.all = &q.crowd, &q.cork, &q.queued
 	return c
 }
 
@@ -368,8 +368,9 @@ func (c *conn) reader(s *quic.Stream) {
 			open = true
 			c.streamIn.Add(uint64(n))
 			turn := c.q.turns.take(c.source, c.kind == Relay)
+			before := c.messagesIn.Load()
 			err := d.feed(buf[:n], c.message)
-			c.q.turns.give(turn)
+			c.q.turns.give(turn, c.messagesIn.Load()-before)
 			if err != nil {
 				c.shut(CodeStream, err)
 				return

@@ -2,6 +2,7 @@ package link
 
 import (
 	"encoding/binary"
+	"math"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,6 +17,7 @@ type datagramQueue struct {
 	wake  chan struct{} // of capacity 1; filled when the queue is no longer empty, until notify
 	crowd *crowd        // nil: nobody waits for room
 	cork  *cork         // nil: signals are given at once
+	all   *atomic.Int64 // datagrams in all queues of the endpoint; nil: not counted
 
 	mu     sync.Mutex
 	signal func() // what to do instead of filling wake
@@ -58,7 +60,9 @@ func (q *datagramQueue) push(b *packet.Buffer, now time.Time) {
 		b.Release()
 		return
 	}
-	q.full.Add(uint64(q.fair.Push(b, flowOf(b.Data), now)))
+	dropped := q.fair.PushWithin(q.room(), b, flowOf(b.Data), now)
+	q.full.Add(uint64(dropped))
+	q.count(1 - dropped)
 	if q.crowd != nil && !q.inWay && q.fair.Bytes() >= crowdedBytes {
 		q.inWay = true
 		q.crowd.add()
@@ -81,12 +85,34 @@ func (q *datagramQueue) push(b *packet.Buffer, now time.Time) {
 	}
 }
 
+const (
+	// queuedAll is how many datagrams, of 3 kB each, wait in all queues of an endpoint until those that hold more than queuedFree grow no more: peers who do not read
+	// make others' packets wait here.
+	queuedAll  = 16384
+	queuedFree = 32
+)
+
+// room is how many datagrams the queue may hold with one more.
+func (q *datagramQueue) room() int {
+	if q.all == nil || q.all.Load() < queuedAll {
+		return math.MaxInt
+	}
+	return max(queuedFree, q.fair.Len())
+}
+
+func (q *datagramQueue) count(n int) {
+	if q.all != nil && n != 0 {
+		q.all.Add(int64(n))
+	}
+}
+
 // pop moves the next datagrams to dst and returns how many; they are the caller's.
 func (q *datagramQueue) pop(dst []*packet.Buffer, now time.Time) int {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	n, stood := q.fair.Pop(dst, now)
 	q.stood.Add(uint64(stood))
+	q.count(-n - stood)
 	q.settle()
 	return n
 }
@@ -110,7 +136,9 @@ func (q *datagramQueue) close() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.closed = true
-	q.ended.Add(uint64(q.fair.Clear()))
+	left := q.fair.Clear()
+	q.ended.Add(uint64(left))
+	q.count(-left)
 	q.settle()
 }
 

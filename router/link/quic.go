@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -25,6 +26,8 @@ type Limits struct {
 	Connections int   // inbound, in all: 4096
 	PerIP       int   // inbound, of one IPv4 address or IPv6 /64 network: 128
 	Handshakes  int   // inbound, not finished yet: 256; from a quarter of it on, diallers must first prove their address (Retry)
+	Rate        int   // inbound handshakes begun each second, in all, and eight seconds' worth at once: 50 for each core (doors.go says what of one source)
+	Strangers   int   // packets each second that may begin a handshake, once without and once with a proof of the address: 1000 for each core
 	Requests    int   // incoming requests of one connection that wait for an answer: 1024
 	AllRequests int   // the same in all: 32768
 	StreamQueue int   // bytes of messages that wait for one peer to read: 12 MiB; a whole message is always allowed when nothing else waits
@@ -43,6 +46,8 @@ func (l Limits) withDefaults() Limits {
 	set(&l.Connections, 4096)
 	set(&l.PerIP, 128)
 	set(&l.Handshakes, 256)
+	set(&l.Rate, 50*runtime.GOMAXPROCS(0))
+	set(&l.Strangers, 1000*runtime.GOMAXPROCS(0))
 	set(&l.Requests, 1024)
 	set(&l.AllRequests, 32768)
 	set(&l.StreamQueue, 12<<20)
@@ -89,6 +94,7 @@ type QUIC struct {
 	unsent  atomic.Uint64
 	waiting atomic.Int64 // incoming requests without an answer yet
 	kept    atomic.Int64 // buffers of datagrams that may have to be sent again
+	queued  atomic.Int64 // datagrams that wait to be sent
 	halves  atomic.Int64 // of datagrams, kept beyond joinFree a connection
 	crowd   crowd
 	cork    cork
@@ -99,6 +105,7 @@ type QUIC struct {
 	conns    map[*conn]struct{}
 	active   sync.WaitGroup // connections and dials; none is added once closing is set
 	admitted map[netip.Prefix]int
+	doors    doors
 	inbound  int
 	shaking  int
 	guests   sync.WaitGroup // admissions
@@ -139,6 +146,7 @@ func NewQUIC(pc net.PacketConn, config Config) (*QUIC, error) {
 		q.log = slog.New(slog.DiscardHandler)
 	}
 	q.memory.max = q.limits.Memory
+	q.doors.rate = float64(q.limits.Rate)
 	if config.Accept && !q.limits.NoTurns {
 		q.turns = new(turns)
 	}
@@ -152,6 +160,9 @@ func NewQUIC(pc net.PacketConn, config Config) (*QUIC, error) {
 		StatelessResetKey:   resetKey,
 		ConnContext:         q.admit,
 		VerifySourceAddress: q.underLoad,
+	}
+	if t, ok := any(q.tr).(interface{ LimitStrangers(perSecond int) }); ok && config.Accept {
+		t.LimitStrangers(q.limits.Strangers)
 	}
 	return q, nil
 }
@@ -440,14 +451,15 @@ var errFull = errors.New("link: too many connections")
 
 // admit counts an inbound connection, or refuses it. quic-go ends ctx when the connection is gone, however far it came.
 func (q *QUIC) admit(ctx context.Context, info *quic.ClientInfo) (context.Context, error) {
-	a := &admission{network: networkOf(addrPort(info.RemoteAddr).Addr()), shaking: true}
+	a := &admission{network: NetworkOf(addrPort(info.RemoteAddr).Addr()), shaking: true}
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.closing || q.inbound >= q.limits.Connections || q.shaking >= q.limits.Handshakes || q.admitted[a.network] >= q.limits.PerIP {
+	if q.closing || q.inbound >= q.limits.Connections || q.shaking >= q.limits.Handshakes || q.admitted[a.network] >= q.limits.PerIP || !q.doors.opens(a.network, time.Now()) {
 		q.refused.Add(1)
 		return nil, errFull
 	}
 	q.inbound++
+	q.share()
 	q.shaking++
 	q.admitted[a.network]++
 	q.guests.Add(1)
@@ -457,11 +469,26 @@ func (q *QUIC) admit(ctx context.Context, info *quic.ClientInfo) (context.Contex
 		defer q.mu.Unlock()
 		q.shook(a)
 		q.inbound--
+		q.share()
 		if q.admitted[a.network]--; q.admitted[a.network] == 0 {
 			delete(q.admitted, a.network)
 		}
 	})
 	return context.WithValue(ctx, admissionKey{}, a), nil
+}
+
+// unreadAll and unreadLeast bound how many packets of 1.5 kB connections hold that were read from the socket and not yet processed: so many in all, but each so many, which is
+// what the kernel hands over at once. Alone, one may have 1,024.
+const (
+	unreadAll   = 1 << 17
+	unreadLeast = 64
+)
+
+// share divides that among the connections. Callers hold mu.
+func (q *QUIC) share() {
+	if t, ok := any(q.tr).(interface{ LimitUnprocessed(packets int) }); ok {
+		t.LimitUnprocessed(max(unreadAll/max(1, q.inbound), unreadLeast))
+	}
 }
 
 // shook notes that the handshake of a has ended. Callers hold mu.
@@ -472,8 +499,8 @@ func (q *QUIC) shook(a *admission) {
 	}
 }
 
-// networkOf is what one party has for certain: an IPv4 address, or an IPv6 /64.
-func networkOf(a netip.Addr) netip.Prefix {
+// NetworkOf is what one party has for certain: an IPv4 address, or an IPv6 /64.
+func NetworkOf(a netip.Addr) netip.Prefix {
 	bits := 64
 	if a.Is4() {
 		bits = 32
@@ -483,10 +510,10 @@ func networkOf(a netip.Addr) netip.Prefix {
 }
 
 // underLoad says whether a dialler must prove its address first, at the cost of a round trip: else a few spoofed packets use up all handshakes.
-func (q *QUIC) underLoad(net.Addr) bool {
+func (q *QUIC) underLoad(from net.Addr) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return q.shaking >= q.limits.Handshakes/4
+	return q.shaking >= q.limits.Handshakes/4 || q.doors.doubts(NetworkOf(addrPort(from).Addr()), time.Now())
 }
 
 func (q *QUIC) acceptAll(l *quic.Listener) {

@@ -225,7 +225,7 @@ func TestNetworkOf(t *testing.T) {
 	for in, want := range map[string]string{
 		"1.2.3.4": "1.2.3.4/32", "2001:db8:1:2:3::4": "2001:db8:1:2::/64", "fe80::1%eth0": "fe80::/64",
 	} {
-		if got := networkOf(netip.MustParseAddr(in)); got.String() != want {
+		if got := NetworkOf(netip.MustParseAddr(in)); got.String() != want {
 			t.Errorf("%s: %v", in, got)
 		}
 	}

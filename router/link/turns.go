@@ -25,14 +25,14 @@ type turns struct {
 	at      time.Time // the last look
 	waiting [2]ring   // relays; clients
 	relays  int       // turns of relays in a row
-
-	waited uint64 // turns that had to wait
 }
 
 const (
 	// turnShare is the part of each core that requests get when there are many. A relay of 10,000 hops needs a tenth of one.
 	turnShare = 0.15
 	turnBurst = 10 * time.Millisecond
+	// messageCost is what a message costs outside its turn: the packets that brought it and that take the answer, and who is woken for them.
+	messageCost = 15 * time.Microsecond
 	// turnMost bounds what one turn is taken for: a clock that jumps would stop all.
 	turnMost = 50 * time.Millisecond
 )
@@ -99,7 +99,6 @@ func (t *turns) take(source netip.Prefix, relay bool) (began turn) {
 	} else {
 		t.waiting[1].push(source, c)
 	}
-	t.waited++
 	if !t.busy {
 		t.busy = true
 		t.next(time.Now())
@@ -109,11 +108,14 @@ func (t *turns) take(source netip.Prefix, relay bool) (began turn) {
 	return turnNow()
 }
 
-func (t *turns) give(began turn) {
-	if t == nil {
-		return
+// give ends a turn in which that many messages were read.
+func (t *turns) give(began turn, messages uint64) {
+	if t != nil {
+		t.end(began.spent() + time.Duration(messages)*messageCost)
 	}
-	spent := began.spent()
+}
+
+func (t *turns) end(spent time.Duration) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now := time.Now()

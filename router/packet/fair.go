@@ -66,7 +66,13 @@ func (q *Fair) place(flow uint64) int8 { return int8(flow * q.salt >> (64 - 6)) 
 
 // Push takes ownership of b, a packet of the given flow. It says how many others were dropped for want of room.
 func (q *Fair) Push(b *Buffer, flow uint64, now time.Time) (dropped int) {
-	for q.n > 0 && (q.n >= q.maxCount || q.bytes+len(b.Data) > q.maxBytes) {
+	return q.PushWithin(q.maxCount, b, flow, now)
+}
+
+// PushWithin is Push into a queue that holds count packets at most, if that is less.
+func (q *Fair) PushWithin(count int, b *Buffer, flow uint64, now time.Time) (dropped int) {
+	count = min(count, q.maxCount)
+	for q.n > 0 && (q.n >= count || q.bytes+len(b.Data) > q.maxBytes) {
 		q.take(q.largest()).Release()
 		dropped++
 	}

@@ -15,27 +15,30 @@ import (
 //
 // The sender is not compared with the hop's neighbours (section 5.2). No reply, ever; what cannot go on is dropped and counted.
 
-// Datagram forwards, turns or delivers one datagram from a neighbour. It owns b, whose Data is the whole message.
-func (r *Relay) Datagram(b *packet.Buffer) {
+// Datagram forwards, turns or delivers one datagram from a neighbour. It owns b, whose Data is the whole message. It says whether the datagram was of use: known was the path
+// and what it asked for.
+func (r *Relay) Datagram(b *packet.Buffer) (used bool) {
 	h := r.peel(b.Data)
 	if h == nil {
 		b.Release()
-		return
+		return false
 	}
 	_, nonce, id, typ := split(b.Data)
 	if !h.terminal() {
 		_, to := h.readdress(id)
 		r.count.Forwarded.Add(1)
 		r.send(to, b)
-		return
+		return true
 	}
 	w := r.pivot(h, b.Data)
 	switch {
 	case w == nil:
 		b.Release()
+		return false
 	case w == h && *typ != TypeData:
 		r.count.DroppedType.Add(1)
 		b.Release()
+		return false
 	case w == h:
 		b.Nonce = *nonce
 		b.Cut(trailerSize + pivotSize)
@@ -46,6 +49,7 @@ func (r *Relay) Datagram(b *packet.Buffer) {
 		r.count.Turned.Add(1)
 		r.send(w.down, b)
 	}
+	return true
 }
 
 // session is Datagram for a session_control request.

@@ -15,6 +15,7 @@ var datagrams = patch{
 		"lokinetd_gro.go":                           groAdded,
 		"lokinetd_direct.go":                        directAdded,
 		"lokinetd_wake.go":                          wakeAdded,
+		"lokinetd_strangers.go":                     strangersAdded,
 		"internal/ackhandler/lokinetd_datagrams.go": ackhandlerAdded,
 		"internal/congestion/lokinetd_accidents.go": congestionAdded,
 		"internal/wire/lokinetd_datagrams.go":       wireAdded,
@@ -30,6 +31,8 @@ var (
 	directAdded []byte
 	//go:embed wake.go.in
 	wakeAdded []byte
+	//go:embed strangers.go.in
+	strangersAdded []byte
 	//go:embed ackhandler.go.in
 	ackhandlerAdded []byte
 	//go:embed congestion.go.in
@@ -264,7 +267,7 @@ var datagramEdits = []edit{
 		file:   "received_packet_queue.go",
 		decl:   "func (q *receivedPacketQueue) Push(p receivedPacket, source *pathReceiver) bool {",
 		marker: "q.main.Len() >= protocol.MaxConnUnprocessedPackets",
-		swap:   "q.main.Len() >= maxUnprocessedPackets",
+		swap:   "q.main.Len() >= int(unprocessed.Load())",
 	},
 
 	// A connection is woken once for all the packets of it that one read has brought.
@@ -296,5 +299,18 @@ var datagramEdits = []edit{
 		decl:   "func (t *Transport) sendStatelessReset(p receivedPacket) {",
 		marker: "make([]byte, protocol.MinStatelessResetSize-16, protocol.MinStatelessResetSize)",
 		swap:   "make([]byte, min(protocol.MinStatelessResetSize, len(p.data)-1)-16, protocol.MinStatelessResetSize)",
+	},
+
+	// First packets of handshakes are dropped where they are read when there are too many.
+	{
+		file:   "transport.go",
+		decl:   "type Transport struct {",
+		marker: "struct {\n",
+		after:  "\tstrangers strangers\n\n",
+	}, {
+		file:   "transport.go",
+		decl:   "func (t *Transport) handlePacket(p receivedPacket) {",
+		marker: "\tt.mutex.Lock()\n",
+		before: "\tif !t.strangers.admit(p) {\n\t\tp.buffer.Release()\n\t\treturn\n\t}\n",
 	},
 }
