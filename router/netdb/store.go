@@ -266,6 +266,21 @@ func (s *Store) IsKnown(id key.Public) bool {
 	return ok
 }
 
+// Believes says whether a client believes that id is a relay: it is one of Known, or nothing is known.
+func (s *Store) Believes(id key.Public) bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	_, ok := s.known[id]
+	return ok || len(s.known) == 0
+}
+
+// Settled says whether at least half of the relays that are known to be have contacts here.
+func (s *Store) Settled() bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return 2*len(s.contacts) >= len(s.known)
+}
+
 // SetKnown replaces the ids that a client believes in. Contacts of others stay (protocol 1 section 9.9).
 func (s *Store) SetKnown(ids []key.Public) {
 	known := keySet(ids)

@@ -34,8 +34,9 @@ type chooser struct {
 	profile *profile
 	black   map[key.Public]bool
 	edges   []edge
-	wary    bool // avoid relays of paths that fell silent
-	pressed bool // avoid none for what is remembered of it: nobody else is left, and rather a relay that may be dead than none
+	rest    []edge // connected too, but only for paths of one hop to themselves
+	wary    bool   // avoid relays of paths that fell silent
+	pressed bool   // avoid none for what is remembered of it: nobody else is left, and rather a relay that may be dead than none
 	// used is how many paths of the same pool each relay is in: those with the fewest are preferred, so that the death of one leaves other paths.
 	used map[key.Public]int
 	// inside is the same without the paths' edges.
@@ -93,7 +94,7 @@ func (c *chooser) path(last key.Public, n int) ([]key.Public, Link, error) {
 		return nil, nil, errNoContact
 	}
 	if n == 1 {
-		for _, e := range c.edges {
+		for _, e := range slices.Concat(c.edges, c.rest) {
 			if e.contact.ID == last {
 				return []key.Public{last}, e.link, nil
 			}

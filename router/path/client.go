@@ -44,7 +44,10 @@ type ClientConfig struct {
 	Disconnect func(edge Link)
 	// Packets, which may be nil, counts what came over the connection to an edge: anything shows that it lives.
 	Packets func(edge Link) uint64
-	Log     *slog.Logger // nil: discard
+	// Kept is what an earlier run has kept of its edges; Keep, which may be nil, is given what to keep now, before a relay is dialled that is new in it.
+	Kept EdgeList
+	Keep func(EdgeList)
+	Log  *slog.Logger // nil: discard
 }
 
 // Client is the client's side: edges, and the paths of all pools over them. Safe for concurrent use. Its owner reports connections with
@@ -58,6 +61,7 @@ type Client struct {
 	connect    func(key.Public)
 	disconnect func(Link)
 	packets    func(Link) uint64
+	keep       func(EdgeList)
 	log        *slog.Logger
 	strict     map[key.Public]bool
 	black      map[key.Public]bool
@@ -71,6 +75,9 @@ type Client struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
+
+	edgeMu     sync.Mutex // taken before mu, if both are
+	candidates candidates
 
 	mu        sync.RWMutex
 	closed    bool
@@ -93,11 +100,12 @@ func NewClient(c ClientConfig) *Client {
 	c.AcceptableExpiry = max(c.AcceptableExpiry, c.MinExpiry)
 	c.PingInterval = max(c.PingInterval, time.Second)
 	cl := &Client{
-		opt: c.Options, store: c.Store, connect: c.Connect, disconnect: c.Disconnect, packets: c.Packets, log: c.Log,
+		opt: c.Options, store: c.Store, connect: c.Connect, disconnect: c.Disconnect, packets: c.Packets, keep: c.Keep, log: c.Log,
 		strict: keySet(c.StrictEdges), black: keySet(c.Blacklist), profile: profile{on: c.Profiling}, basis: time.Now(),
 		edges: make(map[key.Public]Link), links: make(map[Link]key.Public), paces: make(map[Link]*pace),
 		paths: make(map[ID]*Path), pools: make(map[*Pool]struct{}),
 	}
+	cl.candidates.EdgeList = c.Kept.clone()
 	cl.asked.Store(-int64(time.Hour))
 	cl.ctx, cl.cancel = context.WithCancel(context.Background())
 	return cl
@@ -143,7 +151,7 @@ func (c *Client) start(f func()) bool {
 // old ones stay with theirs.
 func (c *Client) EdgeUp(id key.Public, l Link) {
 	c.mu.Lock()
-	c.edges[id], c.links[l], c.paces[l] = l, id, new(pace)
+	c.edges[id], c.links[l], c.paces[l] = l, id, &pace{since: time.Now()}
 	before := c.connected
 	// Not sooner, or the fastest edges would carry everything (section 6.2).
 	if 3*len(c.edges) >= 2*c.edgesWanted() {
@@ -202,38 +210,10 @@ func (c *Client) EdgeConnected() bool {
 	return c.connected
 }
 
-// MoreEdges chooses relays to connect to, for the owner to dial: as many as are wanted, less those connected and the dialling ones that
-// the owner already tries. skip, which may be nil, says which not to take: those, for instance.
-func (c *Client) MoreEdges(dialling int, skip func(key.Public) bool) []*netdb.RelayContact {
-	c.mu.RLock()
-	n := c.edgesWanted() - len(c.edges) - dialling
-	up := make(map[key.Public]bool, len(c.edges))
-	for id := range c.edges {
-		up[id] = true
-	}
-	c.mu.RUnlock()
-	if n <= 0 {
-		return nil
-	}
-	now := time.Now()
-	ch := chooser{profile: &c.profile, black: c.black, now: now, wary: c.profile.fewSilent(now, c.store.Len())}
-	fit := func(r *netdb.RelayContact) bool {
-		return !up[r.ID] && (len(c.strict) == 0 || c.strict[r.ID]) && ch.usable(r, allowEdge) && (skip == nil || !skip(r.ID))
-	}
-	more := c.store.Random(n, fit)
-	if len(more) < n {
-		ch.pressed = true
-		for _, r := range more {
-			up[r.ID] = true
-		}
-		more = append(more, c.store.Random(n-len(more), fit)...)
-	}
-	return more
-}
-
 // Tick lets time pass: expiry, pings, builds. Call it every 250 ms.
 func (c *Client) Tick(now time.Time) {
 	c.profile.decay(now)
+	c.dropSurplus(now)
 	for _, p := range c.allPools() {
 		p.Tick(now)
 	}
@@ -275,16 +255,16 @@ func (c *Client) ended(l Link) {
 func (c *Client) chooser(now time.Time) (chooser, bool) {
 	ch := chooser{store: c.store, now: now, unique: c.opt.UniqueRange, profile: &c.profile, black: c.black, wary: c.profile.fewSilent(now, c.store.Len())}
 	c.mu.RLock()
-	defer c.mu.RUnlock()
-	if c.closed || !c.connected {
-		return ch, false
-	}
+	ok := c.connected && !c.closed
+	var up []edge
 	for id, l := range c.edges {
-		if contact := c.store.Get(id); contact != nil {
-			ch.edges = append(ch.edges, edge{contact, l})
+		if contact := c.store.Get(id); ok && contact != nil {
+			up = append(up, edge{contact, l})
 		}
 	}
-	return ch, true
+	c.mu.RUnlock()
+	ch.edges, ch.rest = c.prefer(up, func(id key.Public) bool { return ch.bad(id, allowEdge) })
+	return ch, ok
 }
 
 // register makes an established path reachable for what comes in. False: its edge is gone, or the id is not unique.

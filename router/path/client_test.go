@@ -260,6 +260,7 @@ func TestEdges(t *testing.T) {
 
 	opt.StrictEdges, opt.Blacklist = nil, []key.Public{w.ids["c1"]}
 	c = newClient(opt)
+	c.candidates.Candidates = []Candidate{{w.ids["a1"], time.Now().Add(time.Hour)}} // before all others
 	c.EdgeUp(w.ids["a1"], first)
 	for range 5 {
 		c.profile.timedOut([]key.Public{w.ids["d1"]})

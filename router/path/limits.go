@@ -84,6 +84,7 @@ func (b *bucket) fill(now time.Time, rate int) {
 // pace keeps a client's builds over one edge within nine tenths of what relays allow a client's connection by default: more would be refused there, and begun again here. It
 // is under Client.mu.
 type pace struct {
+	since   time.Time // when it was connected
 	rate    bucket
 	waiting int    // for their answers
 	pongs   uint64 // of the edge itself; not of builds, but as long-lived as this is
