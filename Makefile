@@ -71,7 +71,8 @@ bench-net: .cache/env ## a relay alone and whole networks, beside Tor and wiregu
 
 soak: .cache/env ## 200 MB each way through the demo's network, then days of simulated time in the test network; takes hours
 	@$(with) go test -tags root,soak -run TestDemoNetwork -count 1 -timeout 0 -v ./cmd/lokinetd/
-	@$(with) go test -tags soak -run Soak -count 1 -timeout 0 -v ./router/testnet/
+	@$(with) LOKINETD_SOAK_DOC="$$PWD/docs/soak.md" LOKINETD_COMMIT="$$(git describe --tags --always --dirty 2>/dev/null || echo unknown)" \
+	go test -tags soak -run Soak -count 1 -timeout 0 -v ./router/testnet/
 	@packaging/test/run '^TestPackageNetworkManager$$'
 	@$(MAKE) churn
 

@@ -24,29 +24,64 @@ type fabric struct {
 	mu    sync.Mutex
 	rng   *rand.Rand
 	hosts map[netip.AddrPort]*place
-	cuts  map[[2]netip.AddrPort]bool // in the direction [from, to]
+	cuts  map[way]int     // how many keep it cut
+	lossy map[way]float64 // what is lost there besides
 
 	latency time.Duration // one way
-	loss    float64       // of each packet, in each direction; under mu
+	loss    float64       // of each packet, in each direction; under mu, as the rest
+	jitter  time.Duration // the most that a datagram comes later than others
+	double  float64       // datagrams that come twice
 }
+
+// way is a direction between two hosts: from, to.
+type way [2]netip.AddrPort
 
 func newFabric(seed uint64, latency time.Duration, loss float64) *fabric {
 	return &fabric{
-		rng: rand.New(rand.NewPCG(seed, 1)), hosts: map[netip.AddrPort]*place{}, cuts: map[[2]netip.AddrPort]bool{},
+		rng: rand.New(rand.NewPCG(seed, 1)), hosts: map[netip.AddrPort]*place{}, cuts: map[way]int{}, lossy: map[way]float64{},
 		latency: latency, loss: loss,
 	}
 }
 
-func (f *fabric) lost() bool {
+// lost says whether the next packet from one host to another gets lost; what is cut is another matter.
+func (f *fabric) lost(from, to netip.AddrPort) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.loss > 0 && f.rng.Float64() < f.loss
+	loss := max(f.loss, f.lossy[way{from, to}])
+	return loss > 0 && f.rng.Float64() < loss
 }
 
 func (f *fabric) setLoss(loss float64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.loss = loss
+}
+
+// setLossOf makes one direction lose more than the rest does; 0: no more.
+func (f *fabric) setLossOf(from, to netip.AddrPort, loss float64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.lossy[way{from, to}] = loss
+	if loss == 0 {
+		delete(f.lossy, way{from, to})
+	}
+}
+
+// setUnruly has datagrams come up to jitter late, and so in another order, and some of them twice.
+func (f *fabric) setUnruly(jitter time.Duration, double float64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.jitter, f.double = jitter, double
+}
+
+// unruly draws how late a datagram comes, and whether it comes twice.
+func (f *fabric) unruly() (late time.Duration, twice bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.jitter > 0 {
+		late = time.Duration(f.rng.Int64N(int64(f.jitter)))
+	}
+	return late, f.double > 0 && f.rng.Float64() < f.double
 }
 
 // repair is how long after a datagram its one repetition follows, by which the link repairs loss.
@@ -62,14 +97,36 @@ const repairLimit = time.Second
 func (f *fabric) cut(from, to netip.AddrPort) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.cuts[[2]netip.AddrPort{from, to}]
+	return f.cuts[way{from, to}] > 0
 }
 
 func (f *fabric) setCut(a, b netip.AddrPort, on bool) {
+	f.setCutWay(a, b, on)
+	f.setCutWay(b, a, on)
+}
+
+// setCutWay cuts one direction, until as many have ended that as have begun it. Whoever hears nothing any more gives its connections up after their idle time-out, without a word.
+func (f *fabric) setCutWay(from, to netip.AddrPort, on bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.cuts[[2]netip.AddrPort{a, b}] = on
-	f.cuts[[2]netip.AddrPort{b, a}] = on
+	w := way{from, to}
+	if !on {
+		if f.cuts[w]--; f.cuts[w] == 0 {
+			delete(f.cuts, w)
+		}
+		return
+	}
+	if f.cuts[w]++; f.cuts[w] > 1 || f.hosts[to] == nil {
+		return
+	}
+	deaf := f.hosts[to]
+	deaf.mu.Lock()
+	defer deaf.mu.Unlock()
+	for c := range deaf.conns {
+		if c.raddr == from {
+			c.listen()
+		}
+	}
 }
 
 // host returns the place that listens at addr now, if any.
@@ -163,20 +220,26 @@ func (w *place) Dial(ctx context.Context, to netip.AddrPort, remote key.Public, 
 		}
 	}
 	trips := 4 * w.f.latency // QUIC's handshake and our first reply
-	for range 4 {
-		if w.f.lost() {
+	for n := range 4 {
+		if n%2 == 0 && w.f.lost(w.addr, to) || n%2 == 1 && w.f.lost(to, w.addr) {
 			trips += 400 * time.Millisecond
 		}
 	}
 	if err := wait(trips); err != nil {
 		return nil, err
 	}
-	peer := w.f.host(to)
-	if peer == nil || w.f.cut(w.addr, to) || w.f.cut(to, w.addr) {
-		if err := wait(10 * time.Second); err != nil { // the handshake's time-out
+	var peer *place
+	const patience = 10 * time.Second // the handshake's time-out
+	for again, waited := 300*time.Millisecond, time.Duration(0); ; again, waited = 2*again, waited+again {
+		if peer = w.f.host(to); peer != nil && !w.f.cut(w.addr, to) && !w.f.cut(to, w.addr) {
+			break
+		}
+		if err := wait(min(again, patience-waited)); err != nil {
 			return nil, err
 		}
-		return nil, errRefused
+		if waited+again >= patience {
+			return nil, errRefused
+		}
 	}
 	if peer.id != remote || remote.IsZero() {
 		return nil, fmt.Errorf("testnet: %v answers with another key", to)
@@ -271,10 +334,17 @@ func (c *conn) Stats() link.ConnStats {
 
 func (c *conn) Send(b *packet.Buffer) {
 	f := c.w.f
-	lost := f.lost()
-	if again := f.lost(); again != lost && f.repair() <= repairLimit { // it was lost, or its acknowledgement, and not also what is sent then
+	if late, twice := f.unruly(); twice {
+		again := packet.Get()
+		again.Set(b.Data)
+		c.put(again, f.latency+late)
+	}
+	lost := f.lost(c.w.addr, c.raddr)
+	again := !lost && f.lost(c.raddr, c.w.addr) || lost && !f.lost(c.w.addr, c.raddr) // its acknowledgement was lost, or it was, and not also what is sent then
+	late, _ := f.unruly()
+	if again && f.repair() <= repairLimit {
 		repeat := b
-		if again {
+		if !lost {
 			repeat = packet.Get()
 			repeat.Set(b.Data)
 		}
@@ -286,7 +356,7 @@ func (c *conn) Send(b *packet.Buffer) {
 	if lost {
 		b.Release()
 	} else {
-		c.put(b, f.latency)
+		c.put(b, f.latency+late)
 	}
 }
 
@@ -307,7 +377,7 @@ func (c *conn) Command(name string, body []byte) error {
 // say puts one stream message on its way; loss makes it late.
 func (c *conn) say(it item) error {
 	it.at = time.Now().Add(c.w.f.latency)
-	for c.w.f.lost() {
+	for c.w.f.lost(c.w.addr, c.raddr) {
 		it.at = it.at.Add(c.w.f.repair())
 	}
 	it.body = append([]byte(nil), it.body...)
@@ -363,9 +433,7 @@ func (c *conn) Close(code uint64) {
 // idle time-out, or sooner by a reset when the host is back.
 func (c *conn) vanish() {
 	p := c.peer
-	c.datagrams.close()
-	c.stream.close()
-	c.end(errors.New("testnet: vanished"))
+	c.lose()
 	if p == nil {
 		return
 	}
@@ -373,27 +441,51 @@ func (c *conn) vanish() {
 }
 
 // watch ends this side when its peer is gone: after the idle time-out, or at
-// the next keep-alive once the peer's host has been started again.
+// the next keep-alive when the peer's host can be reached, which has been started again.
 func (c *conn) watch() {
 	var check func()
 	gone := time.Now()
 	step := 5 * time.Second
 	check = func() {
-		select {
-		case <-c.done:
+		if c.over() {
 			return
-		default:
 		}
-		back := c.w.f.host(c.raddr) != nil
+		back := c.w.f.host(c.raddr) != nil && !c.w.f.cut(c.raddr, c.w.addr) && !c.w.f.cut(c.w.addr, c.raddr)
 		if back || time.Since(gone) >= c.idle {
-			c.datagrams.close()
-			c.stream.close()
-			c.end(errors.New("testnet: no sign of life"))
+			c.lose()
 			return
 		}
 		time.AfterFunc(step, check)
 	}
 	time.AfterFunc(step, check)
+}
+
+// listen ends this side when it has heard nothing for its idle time-out because the way to it is cut; the other finds out.
+func (c *conn) listen() {
+	last := c.lastHeard()
+	time.AfterFunc(c.idle, func() {
+		if c.over() {
+			return
+		}
+		if c.lastHeard() != last || !c.w.f.cut(c.raddr, c.w.addr) {
+			return
+		}
+		c.lose()
+		c.peer.watch()
+	})
+}
+
+func (c *conn) lastHeard() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.heard
+}
+
+// lose ends this side without a word.
+func (c *conn) lose() {
+	c.datagrams.close()
+	c.stream.close()
+	c.end(errors.New("testnet: idle"))
 }
 
 func (c *conn) end(err error) {
@@ -411,13 +503,11 @@ func (c *conn) end(err error) {
 
 // receive handles one item that the peer sent.
 func (c *conn) receive(it item) {
-	select {
-	case <-c.done:
+	if c.over() {
 		if it.buf != nil {
 			it.buf.Release()
 		}
 		return
-	default:
 	}
 	h := c.w.handler
 	c.mu.Lock()
@@ -553,22 +643,27 @@ func (l *lane) run(c *conn) {
 			}
 			continue
 		}
-		cut := time.Now()
-		for c.w.f.cut(c.w.addr, c.raddr) {
+		if c.w.f.cut(c.w.addr, c.raddr) {
 			if it.buf != nil {
-				break
+				it.buf.Release()
+				continue
 			}
-			if time.Since(cut) > c.idle { // both ends find out
-				c.end(errors.New("testnet: idle"))
-				c.peer.end(errors.New("testnet: idle"))
-				break
+			for c.w.f.cut(c.w.addr, c.raddr) && !c.over() { // repeated until it arrives, or the connection has ended
+				time.Sleep(250 * time.Millisecond)
 			}
-			time.Sleep(250 * time.Millisecond)
-		}
-		if it.buf != nil && c.w.f.cut(c.w.addr, c.raddr) {
-			it.buf.Release()
-			continue
+			if c.over() {
+				continue // what was said last is lost too
+			}
 		}
 		c.peer.receive(it)
+	}
+}
+
+func (c *conn) over() bool {
+	select {
+	case <-c.done:
+		return true
+	default:
+		return false
 	}
 }

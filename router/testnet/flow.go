@@ -17,8 +17,18 @@ const (
 	kindReply   = 2
 )
 
-// Flow is an application: numbered requests, each answered by the remote, with
-// retransmission after 1, 2, 4 ... 60 s; one that is not answered then is lost.
+// An application repeats what is not answered after 1, 2, 4, 8, 16, 16 ... s, and gives it up after two minutes.
+const (
+	maxWait  = 16 * time.Second
+	patience = 2 * time.Minute
+	// lastTries is the end of that: what is not answered then, although there is a route, is lost.
+	lastTries = time.Minute
+)
+
+// Flow is an application: numbered requests, each answered by the remote.
+//
+// Its network may know of times in which there was no route to the remote (SetRoute). What is not answered is lost when there was a route for all of lastTries, late when
+// there was one for some of it, else cut. The silence of a flow is the time without an answer although there was a route.
 type Flow struct {
 	from *Host
 	to   key.Address
@@ -26,10 +36,40 @@ type Flow struct {
 	mu                   sync.Mutex
 	waiting              map[uint64]chan struct{}
 	Sent, Answered, Lost int
+	Late, Cut            int // not answered either
 	Tries                int // packets of all requests
 	Slowest              time.Duration
-	last                 time.Time     // the last answer
-	Gap                  time.Duration // the longest time between two answers
+	last                 time.Time       // the last answer
+	Gap                  time.Duration   // the longest time between two answers
+	away                 bool            // there is no route
+	changed              time.Time       // when that began or ended; zero: there was a route always
+	Silences             []time.Duration // of longSilence and more
+}
+
+// longSilence: shorter ones are not noted.
+const longSilence = 2500 * time.Millisecond
+
+// SetRoute says whether there is a route to the remote now.
+func (f *Flow) SetRoute(on bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.away == on {
+		f.heard() // silence until now counts
+		f.away, f.changed = !on, time.Now()
+	}
+}
+
+// heard ends a silence.
+func (f *Flow) heard() {
+	now := time.Now()
+	if from := f.last; !from.IsZero() && !f.away {
+		if f.changed.After(from) {
+			from = f.changed
+		}
+		if d := now.Sub(from); d >= longSilence {
+			f.Silences = append(f.Silences, d)
+		}
+	}
 }
 
 // flows finds the flow that a reply belongs to.
@@ -43,7 +83,7 @@ func (n *Net) receive(h *Host, from key.Address, b *packet.Buffer) {
 	switch body[0] {
 	case kindRequest: // the answer is the same packet
 		body[0] = kindReply
-		h.Endpoint.Sessions.Send(from, b)
+		h.send(from, b)
 		return
 	case kindReply:
 		n.mu.Lock()
@@ -85,11 +125,11 @@ func (f *Flow) Ask(seq uint64) bool {
 	f.Sent++
 	f.mu.Unlock()
 	start := time.Now()
-	for wait := time.Second; wait <= 64*time.Second; wait *= 2 {
+	for wait := time.Second; time.Since(start) < patience; wait = min(2*wait, maxWait) {
 		f.mu.Lock()
 		f.Tries++
 		f.mu.Unlock()
-		f.from.Endpoint.Sessions.Send(f.to, request(seq))
+		f.from.send(f.to, request(seq))
 		select {
 		case <-ch:
 			f.mu.Lock()
@@ -98,14 +138,22 @@ func (f *Flow) Ask(seq uint64) bool {
 			if !f.last.IsZero() {
 				f.Gap = max(f.Gap, time.Since(f.last))
 			}
+			f.heard()
 			f.last = time.Now()
 			f.mu.Unlock()
 			return true
-		case <-time.After(min(wait, 60*time.Second)):
+		case <-time.After(wait):
 		}
 	}
 	f.mu.Lock()
-	f.Lost++
+	switch whole := time.Since(f.changed) >= lastTries; {
+	case whole && f.away:
+		f.Cut++
+	case whole:
+		f.Lost++
+	default:
+		f.Late++
+	}
 	delete(f.waiting, seq)
 	f.mu.Unlock()
 	return false

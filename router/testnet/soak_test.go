@@ -3,160 +3,60 @@
 package testnet
 
 import (
-	"math/rand/v2"
+	"fmt"
 	"os"
 	"runtime"
+	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
-
-	"lokinetd/router/packet"
 )
 
-// TestSoakHours runs the network of TestHours for a day, or for LOKINETD_SOAK ("72h"), while relays stop, restart and die, links are cut, packets get lost and clients restart, at
-// times and places that a seed decides, a new one each run. No message is lost, and what the nodes hold does not grow.
+// TestSoakHours plays wholeFire for a day, or for LOKINETD_SOAK ("72h"), six hours from each seed, of which the first is LOKINETD_SEED or a new one each time. It adds a line on each
+// to the table in the file LOKINETD_SOAK_DOC, if there is one, with LOKINETD_COMMIT in it.
 func TestSoakHours(t *testing.T) {
-	const (
-		relays, clients, pairs = 30, 40, 20
-		part                   = time.Hour
-		away                   = 3 // relays that may be down at a time
-	)
-	hours := 24 * time.Hour
+	hours, part := 24*time.Hour, 6*time.Hour
 	if text := os.Getenv("LOKINETD_SOAK"); text != "" {
 		var err error
 		if hours, err = time.ParseDuration(text); err != nil {
 			t.Fatal(err)
 		}
 	}
-	s := uint64(time.Now().UnixNano())
+	first := uint64(time.Now().Unix())
 	if os.Getenv("LOKINETD_SEED") != "" {
-		s = seed(t)
+		first = seed(t)
 	}
-	t.Logf("LOKINETD_SEED=%d", s)
-	wall, buffers := time.Now(), packet.InUse()
-	sent := 0
-	synctest.Test(t, func(t *testing.T) {
-		n := New(t, Options{Relays: relays, Clients: clients, Latency: 20 * time.Millisecond, Seed: s})
-		rng := rand.New(rand.NewPCG(s, 2))
-		between := func(least, most time.Duration) time.Duration {
-			return least + time.Duration(rng.Int64N(int64(most-least)))
-		}
-		time.Sleep(10 * time.Second)
-
-		var talks []*talk
-		for taken := map[[2]int]bool{}; len(talks) < pairs; {
-			pair := [2]int{rng.IntN(clients), rng.IntN(clients)}
-			if pair[0] == pair[1] || taken[pair] {
-				continue
+	for s := first; hours > 0; s++ {
+		size := wholeFire
+		size.lasts = min(part, hours)
+		hours -= size.lasts
+		t.Run(fmt.Sprint("seed ", s), func(t *testing.T) {
+			var r fireResult
+			if doc := os.Getenv("LOKINETD_SOAK_DOC"); doc != "" {
+				defer func() { r.append(t, doc, size.lasts) }()
 			}
-			taken[pair] = true
-			talks = append(talks, converse(n.Clients[pair[0]].Flow(n.Clients[pair[1]]), between(0, time.Second), hours))
-		}
-
-		// Each fault is begun by a call and ended by the call that it returns. All are ended before the last minutes.
-		down := map[*Host]bool{}
-		relay := func() *Host {
-			for {
-				if h := n.Relays[rng.IntN(relays)]; !down[h] {
-					return h
-				}
-			}
-		}
-		leave := func(h *Host, end func()) func() {
-			down[h] = true
-			end()
-			return func() { h.Start(); delete(down, h) }
-		}
-		faults := []struct {
-			what  string
-			begin func() (end func())
-			lasts time.Duration // at most
-		}{
-			{"relays stopped", func() func() { h := relay(); return leave(h, h.Stop) }, 10 * time.Minute},
-			{"relays killed", func() func() { h := relay(); return leave(h, h.Kill) }, 10 * time.Minute},
-			{"relays restarted", func() func() { h := relay(); return leave(h, h.Kill) }, 5 * time.Second},
-			{"clients restarted", func() func() {
-				h := n.Clients[rng.IntN(clients)]
-				if down[h] {
-					return func() {}
-				}
-				return leave(h, h.Kill)
-			}, 20 * time.Second},
-			{"links cut", func() func() {
-				a, b := relay(), n.Clients[rng.IntN(clients)]
-				n.medium.setCut(a.addr, b.addr, true)
-				return func() { n.medium.setCut(a.addr, b.addr, false) }
-			}, 5 * time.Minute},
-			{"mesh links cut", func() func() {
-				a, b := relay(), relay()
-				n.medium.setCut(a.addr, b.addr, true)
-				return func() { n.medium.setCut(a.addr, b.addr, false) }
-			}, 5 * time.Minute},
-			{"times of loss", func() func() {
-				n.medium.setLoss(0.05 * rng.Float64())
-				return func() { n.medium.setLoss(0) }
-			}, 5 * time.Minute},
-		}
-		type fault struct {
-			until time.Time
-			end   func()
-		}
-		var pending []fault
-		counts := map[string]int{}
-		begun := time.Now()
-		settle := func(now time.Time) {
-			rest := pending[:0]
-			for _, e := range pending {
-				if now.Before(e.until) {
-					rest = append(rest, e)
-				} else {
-					e.end()
-				}
-			}
-			pending = rest
-		}
-		var first, last uint64
-		for next := begun.Add(part); time.Since(begun) < hours; {
-			time.Sleep(time.Second)
-			settle(time.Now())
-			if hours-time.Since(begun) > 15*time.Minute && rng.IntN(30) == 0 {
-				f := faults[rng.IntN(len(faults))]
-				if f.what[0] != 'r' || len(down) < away {
-					pending = append(pending, fault{time.Now().Add(between(time.Second, f.lasts)), f.begin()})
-					counts[f.what]++
-				}
-			}
-			if time.Now().Before(next) {
-				continue
-			}
-			next = next.Add(part)
-			runtime.GC()
-			var m runtime.MemStats
-			runtime.ReadMemStats(&m)
-			if last = m.HeapAlloc; first == 0 {
-				first = last
-			}
-			var slowest time.Duration
-			for _, k := range talks {
-				slowest = max(slowest, k.f.slowest())
-			}
-			t.Logf("after %v: the slowest answer in an hour took %v; %d goroutines, %d MB; %v", time.Since(begun).Truncate(time.Minute), slowest,
-				runtime.NumGoroutine(), last>>20, counts)
-		}
-		settle(time.Now().Add(hours))
-		for _, k := range talks {
-			k.wait()
-			sent += k.f.Sent
-			if k.f.Lost > 0 {
-				t.Errorf("%v to %v: %d of %d messages are lost", k.f.from, k.f.to, k.f.Lost, k.f.Sent)
-			}
-		}
-		if last > 2*first {
-			t.Errorf("from %d to %d bytes", first, last)
-		}
-	})
-	if left := packet.InUse() - buffers; left != 0 {
-		t.Errorf("%d packet buffers were not released", left)
+			underFire(t, s, size, &r)
+		})
 	}
-	t.Logf("%d messages in %v, which took %v", sent, hours, time.Since(wall))
+}
+
+func (r *fireResult) append(t *testing.T, doc string, lasts time.Duration) {
+	f, err := os.OpenFile(doc, os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	_, err = fmt.Fprintf(f, "| %s | %s | %d x %s | %d | %v | %d | %d | %d | %d | %d | %d | %d | %d | %v | %v |\n", time.Now().Format(time.DateOnly), os.Getenv("LOKINETD_COMMIT"),
+		runtime.NumCPU(), cpu(), r.seed, lasts.Hours(), r.sent, r.begun(), r.lost, r.late, r.cut,
+		r.longer(5*time.Second), r.longer(10*time.Second), r.longer(30*time.Second), r.worst(), r.took.Round(time.Second))
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+// cpu names the processor.
+func cpu() string {
+	raw, _ := os.ReadFile("/proc/cpuinfo")
+	_, name, _ := strings.Cut(string(raw), "model name")
+	name, _, _ = strings.Cut(strings.TrimLeft(name, " \t:"), "\n")
+	return strings.Join(strings.Fields(name), " ")
 }

@@ -29,6 +29,7 @@ import (
 // Options describe a network.
 type Options struct {
 	Relays, Clients int
+	Change          func(*Host)   // of each before its first start; nil: none
 	Latency         time.Duration // one way, of each link
 	Loss            float64       // of each packet, from 0 to 1
 	Seed            uint64
@@ -52,7 +53,8 @@ type wire interface {
 type Net struct {
 	t       *testing.T
 	medium  medium
-	mu      sync.Mutex // of Host.apps
+	meets   func(h *Host, remote key.Address) // told of each packet that the host's applications get or send; nil: nobody is
+	mu      sync.Mutex                        // of Host.apps
 	file    *netdb.NetworkFile
 	Relays  []*Host
 	Clients []*Host
@@ -64,11 +66,15 @@ type Host struct {
 	Secret  *key.Secret
 	relay   bool
 	options func(*path.Options) // of a client: changes the defaults; nil: they stay
+	browses bool                // of a client: it is no service
+	fresh   bool                // of a client: each start is by a new key
+	dir     string              // of its store; empty: in memory
 	addr    netip.AddrPort
 	oxend   func(context.Context) (net.Conn, error) // dials the oxend beside a relay of a public network; nil: there is none
 
 	Node     *router.Node
 	Endpoint *router.Endpoint // of a client
+	starting sync.Mutex       // of Endpoint, for flows, which outlive their host's daemon
 	wire     wire
 	store    *netdb.Store
 	cancel   context.CancelFunc
@@ -98,6 +104,9 @@ func New(t *testing.T, o Options) *Net {
 		n.Clients = append(n.Clients, h)
 	}
 	for _, h := range append(append([]*Host(nil), n.Relays...), n.Clients...) {
+		if o.Change != nil {
+			o.Change(h)
+		}
 		h.Start()
 	}
 	t.Cleanup(func() {
@@ -108,14 +117,19 @@ func New(t *testing.T, o Options) *Net {
 	return n
 }
 
-// Start starts the node, with an empty store but for the network file.
+// Start starts the node, with an empty store but for the network file and what is in its folder.
 func (h *Host) Start() {
 	t := h.net.t
+	h.starting.Lock()
+	defer h.starting.Unlock()
+	if h.fresh {
+		h.Secret = key.Generate()
+	}
 	id := key.Public{}
 	if h.relay {
 		id = h.Secret.Public()
 	}
-	store, err := netdb.OpenStore("", id, h.relay, h.net.file.Rules(), nil)
+	store, err := netdb.OpenStore(h.dir, id, h.relay, h.net.file.Rules(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -138,7 +152,7 @@ func (h *Host) Start() {
 	}
 	if !h.relay {
 		h.Endpoint, err = h.Node.AddEndpoint(router.EndpointConfig{
-			Name: "test", Secret: h.Secret, Service: true, Flags: netdb.FlagIPv6 | netdb.FlagPFS, Deliver: h.deliver,
+			Name: "test", Secret: h.Secret, Service: !h.browses, Flags: netdb.FlagIPv6 | netdb.FlagPFS, Deliver: h.deliver,
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -177,9 +191,25 @@ func (h *Host) Kill() {
 // Address is what others reach a client by.
 func (h *Host) Address() key.Address { return key.Address{Key: h.Secret.Public()} }
 
+// send gives a packet of an application to the daemon.
+func (h *Host) send(to key.Address, b *packet.Buffer) {
+	h.starting.Lock()
+	e := h.Endpoint
+	h.starting.Unlock()
+	h.met(to)
+	e.Sessions.Send(to, b)
+}
+
 // deliver gives an arriving packet to the application.
 func (h *Host) deliver(from key.Address, b *packet.Buffer) {
+	h.met(from)
 	h.net.receive(h, from, b)
+}
+
+func (h *Host) met(remote key.Address) {
+	if h.net.meets != nil {
+		h.net.meets(h, remote)
+	}
 }
 
 // String names the host in messages of a test.
