@@ -15,7 +15,8 @@ import (
 type Fair struct {
 	maxBytes int
 	maxCount int
-	salt     uint64 // odd; which flows share a place is known to nobody else
+	salt     uint64    // odd; which flows share a place is known to nobody else
+	began    time.Time // the first Push: times below are since then, so that an idle queue is 4 kB, not 8
 
 	items  []queued
 	free   int32 // first of the free items, or absent
@@ -35,14 +36,14 @@ const (
 
 type queued struct {
 	b    *Buffer
-	at   time.Time // pushed
-	next int32     // in its flow, or in the free list
+	at   time.Duration // pushed
+	next int32         // in its flow, or in the free list
 }
 
 type flow struct {
 	head, tail int32 // valid while n > 0
-	n, bytes   int
-	credit     int // bytes left of its turn
+	n, bytes   int32
+	credit     int32 // bytes left of its turn
 	listed     bool
 	next       int8
 	codel      codel
@@ -76,8 +77,11 @@ func (q *Fair) PushWithin(count int, b *Buffer, flow uint64, now time.Time) (dro
 		q.take(q.largest()).Release()
 		dropped++
 	}
+	if q.began.IsZero() {
+		q.began = now
+	}
 	i := q.slot()
-	q.items[i] = queued{b: b, at: now, next: absent}
+	q.items[i] = queued{b: b, at: now.Sub(q.began), next: absent}
 	at := q.place(flow)
 	f := &q.flows[at]
 	if f.n == 0 {
@@ -87,7 +91,7 @@ func (q *Fair) PushWithin(count int, b *Buffer, flow uint64, now time.Time) (dro
 	}
 	f.tail = i
 	f.n++
-	f.bytes += len(b.Data)
+	f.bytes += int32(len(b.Data))
 	if !f.listed {
 		f.listed, f.credit = true, flowQuantum
 		q.append(&q.fresh, at)
@@ -144,7 +148,7 @@ func (q *Fair) take(at int8) *Buffer {
 	q.items[i] = queued{next: q.free}
 	q.free = i
 	f.n--
-	f.bytes -= len(b.Data)
+	f.bytes -= int32(len(b.Data))
 	q.n--
 	q.bytes -= len(b.Data)
 	return b
@@ -152,6 +156,7 @@ func (q *Fair) take(at int8) *Buffer {
 
 // Pop moves the next packets to dst and returns how many; they are the caller's. It says how many were dropped because their flow stands.
 func (q *Fair) Pop(dst []*Buffer, now time.Time) (n, stood int) {
+	since := now.Sub(q.began)
 	for n < len(dst) && q.n > 0 {
 		t := &q.fresh
 		if t.first == absent {
@@ -169,14 +174,14 @@ func (q *Fair) Pop(dst []*Buffer, now time.Time) (n, stood int) {
 				q.append(&q.steady, at)
 			}
 		default:
-			waited := now.Sub(q.items[f.head].at)
+			waited := since - q.items[f.head].at
 			b := q.take(at)
-			if f.codel.drops(waited, f.bytes, now) {
+			if f.codel.drops(waited, f.bytes, since) {
 				stood++
 				b.Release()
 				continue
 			}
-			f.credit -= len(b.Data)
+			f.credit -= int32(len(b.Data))
 			dst[n] = b
 			n++
 		}
@@ -196,11 +201,11 @@ func (q *Fair) Clear() (dropped int) {
 // codel says which packets of a queue that stands are dropped (RFC 8289): first one, when none has waited less than codelTarget for codelInterval,
 // then more and more often until one has.
 type codel struct {
+	above    time.Duration // when the first drop is due, if none waits less until then; 0: the last one has
+	next     time.Duration // while dropping, or the last that would have been
+	count    int32         // since dropping began, and last at its begin
+	last     int32
 	dropping bool
-	above    time.Time // when the first drop is due, if none waits less until then; zero: the last one has
-	next     time.Time // while dropping, or the last that would have been
-	count    int       // since dropping began, and last at its begin
-	last     int
 }
 
 const (
@@ -209,40 +214,40 @@ const (
 )
 
 // drops says what becomes of a packet that has waited, with so many bytes behind it.
-func (c *codel) drops(waited time.Duration, behind int, now time.Time) bool {
+func (c *codel) drops(waited time.Duration, behind int32, now time.Duration) bool {
 	stands := c.stands(waited, behind, now)
 	if c.dropping {
 		c.dropping = stands
-		if !stands || now.Before(c.next) {
+		if !stands || now < c.next {
 			return false
 		}
 		c.count++
-		c.next = c.next.Add(c.pause())
+		c.next += c.pause()
 		return true
 	}
 	if !stands {
 		return false
 	}
 	// What the rate of drops was shortly ago is where to begin again.
-	if since := c.count - c.last; since > 1 && now.Sub(c.next) < 16*codelInterval {
+	if since := c.count - c.last; since > 1 && now-c.next < 16*codelInterval {
 		c.count = since
 	} else {
 		c.count = 1
 	}
-	c.dropping, c.last, c.next = true, c.count, now.Add(c.pause())
+	c.dropping, c.last, c.next = true, c.count, now+c.pause()
 	return true
 }
 
-func (c *codel) stands(waited time.Duration, behind int, now time.Time) bool {
+func (c *codel) stands(waited time.Duration, behind int32, now time.Duration) bool {
 	switch {
 	case waited < codelTarget || behind <= flowQuantum:
-		c.above = time.Time{}
+		c.above = 0
 		return false
-	case c.above.IsZero():
-		c.above = now.Add(codelInterval)
+	case c.above == 0:
+		c.above = now + codelInterval
 		return false
 	}
-	return !now.Before(c.above)
+	return now >= c.above
 }
 
 func (c *codel) pause() time.Duration {

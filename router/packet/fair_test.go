@@ -238,15 +238,15 @@ func TestCodel(t *testing.T) {
 				for ; inside < int(window); inside++ {
 					q.push(onPath(1, 0, size), now)
 				}
-				at := now
+				var waited time.Duration
 				if f := &q.flows[q.flowOfPath(1)]; f.n > 0 {
-					at = q.items[f.head].at
+					waited = now.Sub(q.began) - q.items[f.head].at
 				}
 				if q.pop(one, now) == 1 {
 					one[0].Release()
 					away = append(away, now.Add(c.rtt))
 					if carried++; now.Sub(start) > 5*time.Second {
-						waits = append(waits, now.Sub(at))
+						waits = append(waits, waited)
 					}
 				}
 			}
@@ -264,11 +264,9 @@ func TestCodel(t *testing.T) {
 // Drops come first after codelInterval, then at its length by the root of their number, and stop at once when one packet has waited less.
 func TestCodelPace(t *testing.T) {
 	var c codel
-	start := time.Now()
-	at := func(ms int) time.Time { return start.Add(time.Duration(ms) * time.Millisecond) }
-	dropped := func(from, to int, waited time.Duration, behind int) (when []int) {
+	dropped := func(from, to int, waited time.Duration, behind int32) (when []int) {
 		for ms := from; ms < to; ms++ {
-			if c.drops(waited, behind, at(ms)) {
+			if c.drops(waited, behind, time.Duration(ms)*time.Millisecond) {
 				when = append(when, ms)
 			}
 		}
@@ -277,7 +275,7 @@ func TestCodelPace(t *testing.T) {
 	for _, v := range []struct {
 		from, to int
 		waited   time.Duration
-		behind   int
+		behind   int32
 		want     []int
 	}{
 		{0, 100, 6 * time.Millisecond, 3000, nil},
