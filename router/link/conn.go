@@ -356,7 +356,7 @@ func (c *conn) reader(s *quic.Stream) {
 		d    deframer
 		held = share{of: &c.q.memory}
 		open bool
-		buf  = make([]byte, 4<<10)
+		buf  = make([]byte, 1<<10) // on the stack, which could not shrink again around a larger one
 	)
 	defer held.set(0)
 	for {
