@@ -24,6 +24,7 @@ const (
 	quietUnsure  = 2500 * time.Millisecond // we send and nothing comes: see doubt
 	quietMin     = 500 * time.Millisecond  // the same with a remote that was heard before: six round trips to the pivot, within these
 	quietMax     = 5 * time.Second
+	doubtPackets = 8                // without an answer, to a remote that answers pings, are strange
 	unsureMax    = 32 * time.Second // the same again after twice as long, up to this
 	sureMax      = 8 * time.Second
 	widest       = 2           // paths more than usual, while nothing is heard
@@ -458,14 +459,14 @@ func (t *Table) doubt(c *call, now time.Time) {
 	if cur := c.r.current.Load(); asked <= answered || cur != nil && !cur.outbound {
 		return
 	}
-	if p := &c.probe; p.answers && c.doubts == 0 {
-		if p.tries > 0 && p.tries < 4 {
-			return // see what comes of it
-		} else if p.well > asked {
-			first = max(first, quietUnsure) // it is there; perhaps it has nothing to say
-		}
-	}
 	last := t.when(asked)
+	if c.probe.answers && c.doubts == 0 && c.probe.tries < 4 { // it was there a moment ago, perhaps without anything to say; or watch acts
+		strange := s.strange.Load()
+		if strange < asked {
+			return
+		}
+		last, first = t.when(strange), max(first, quietUnsure)
+	}
 	if c.doubts > 1 {
 		t.refresh(c, now)
 	}

@@ -27,8 +27,9 @@ type fabric struct {
 	latency  time.Duration
 	building time.Duration
 	manual   bool
-	hook     sync.Mutex           // held while lose is asked
-	lose     func(m *flying) bool // asked for each message when it is sent
+	hook     sync.Mutex                    // held while lose is asked
+	lose     func(m *flying) bool          // asked for each message when it is sent
+	delay    func(m *flying) time.Duration // the same; beside latency
 
 	mu     sync.Mutex
 	flight []*flying
@@ -288,6 +289,10 @@ func (f *fabric) launch(m *flying) {
 	m.what = kindOf(m)
 	f.hook.Lock()
 	lost := f.lose != nil && f.lose(m)
+	more := time.Duration(0)
+	if f.delay != nil {
+		more = f.delay(m)
+	}
 	f.hook.Unlock()
 	if lost {
 		return
@@ -300,7 +305,7 @@ func (f *fabric) launch(m *flying) {
 	}
 	f.mu.Lock()
 	f.sent++
-	d := f.latency + time.Duration(f.sent) // nanoseconds later: what is sent first arrives first
+	d := f.latency + more + time.Duration(f.sent) // nanoseconds later: what is sent first arrives first
 	f.mu.Unlock()
 	time.AfterFunc(d, m.land)
 }

@@ -68,10 +68,13 @@ func (p *probe) late() time.Duration {
 	return min(max(probeLate, p.smooth+4*p.spread), probeSlow)
 }
 
+// quiet is how long a pause in a conversation is that says nothing.
+func (p *probe) quiet() time.Duration { return min(max(probeQuiet, p.smooth+2*p.spread), probeSlow) }
+
 // took learns how long an answer took.
 func (p *probe) took(d time.Duration) {
 	if p.smooth == 0 {
-		p.smooth, p.spread = d, d/2
+		p.smooth, p.spread = d, d/4
 		return
 	}
 	p.spread += ((d - p.smooth).Abs() - p.spread) / 4
@@ -105,7 +108,7 @@ func (t *Table) watch(c *call, now time.Time) {
 		if at := t.when(s.route.Load().since); at.After(since) {
 			since = at
 		}
-		due := since.Add(max(probeQuiet, p.late()))
+		due := since.Add(p.quiet())
 		if soon := t.when(p.well).Add(probeEvery); p.well != 0 && due.Before(soon) {
 			due = soon
 		}
@@ -113,7 +116,12 @@ func (t *Table) watch(c *call, now time.Time) {
 			t.wake(c, due.Sub(now))
 			return
 		}
-		p.asked++
+		if !p.answers {
+			p.asked++
+			p.well = t.at(now)
+			t.ping(c, c.path, now)
+			return
+		}
 		p.began = now
 	} else if now.Before(p.next) {
 		t.others(c, now)
@@ -121,9 +129,6 @@ func (t *Table) watch(c *call, now time.Time) {
 		return
 	}
 	p.tries++
-	if p.tries > 1 {
-		t.log.Debug("a ping is not answered", "remote", c.r.addr, "tries", p.tries, "others", len(c.pool.paths(now))-1, "late", p.late())
-	}
 	if p.tries > 2 && len(p.alive) > 0 {
 		t.divert(c, p.alive[0], now)
 		return

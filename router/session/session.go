@@ -74,6 +74,8 @@ type session struct {
 	// Whether the route works both ways: answered is as heard, but of messages that came over it, asked of the first packet since then that may expect an answer (before
 	// answered: none). The peer of a session that we called for answers over the path that it was last told, so what comes over another one says that it was not.
 	answered, asked atomic.Int64
+	strange         atomic.Int64  // when doubtPackets of those were sent since asked
+	askedFrom       atomic.Uint64 // packetsOut at asked
 
 	fresh   sync.Mutex // the nonces that came
 	packets replay
@@ -172,8 +174,11 @@ func (t *Table) transmit(s *session, w *route, b *packet.Buffer, proto uint8, no
 	}
 	if silent >= int64(quick) && s.asked.Load() <= s.answered.Load() {
 		s.asked.Store(at)
+		s.askedFrom.Store(s.packetsOut.Load())
 	}
-	s.packetsOut.Add(1)
+	if s.packetsOut.Add(1)-s.askedFrom.Load() == doubtPackets {
+		s.strange.Store(at)
+	}
 	s.bytesOut.Add(size)
 	t.count.PacketsOut.Add(1)
 	t.count.BytesOut.Add(size)
