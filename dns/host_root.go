@@ -16,8 +16,9 @@ import (
 	"time"
 
 	"github.com/godbus/dbus/v5"
-	"github.com/google/renameio/v2"
 	"golang.org/x/sys/unix"
+
+	"lokinetd/router/statefile"
 )
 
 // What root does, as a whole state that is put in place: it can be done again, by any decision after any other, and after a crash at any step. No record is kept of it:
@@ -140,6 +141,7 @@ func (p Place) put(ctx context.Context, s hostState) (done []string, err error) 
 		}
 		return changed && err == nil
 	}
+	p.sweep()
 	// Ways that give all names to us go first and come last: in between, names go to the former resolvers.
 	if len(s.resolv) == 0 {
 		changed, err := p.restoreResolv()
@@ -179,6 +181,11 @@ func (p Place) put(ctx context.Context, s hostState) (done []string, err error) 
 	return done, errors.Join(errs...)
 }
 
+// sweep removes what writes have left that were cut short.
+func (p Place) sweep() {
+	statefile.Sweep(p.at(resolvConf), p.at(delegateFile), p.at(dnsmasqFile), p.at(nmFile))
+}
+
 func what(file, content string) string {
 	if content == "" {
 		return file + ": removed"
@@ -211,7 +218,7 @@ func (p Place) file(name, content string) (changed bool, err error) {
 			os.Remove(dir) // if nobody else has a file there
 		}
 	} else if err = os.MkdirAll(dir, 0o755); err == nil {
-		err = renameio.WriteFile(p.at(name), []byte(content), 0o644, renameio.IgnoreUmask())
+		err = statefile.WritePublic(p.at(name), []byte(content))
 	}
 	if err != nil {
 		return false, fmt.Errorf("dns: %w", err)
@@ -345,7 +352,7 @@ func (p Place) writeResolv(at []netip.AddrPort) (bool, error) {
 	if b.String() == string(old) {
 		return false, nil
 	}
-	if err := renameio.WriteFile(name, []byte(b.String()), 0o644, renameio.IgnoreUmask()); err != nil {
+	if err := statefile.WritePublic(name, []byte(b.String())); err != nil {
 		return false, fmt.Errorf("dns: %w", err)
 	}
 	return true, nil
@@ -370,7 +377,11 @@ func (p Place) restoreResolv() (bool, error) {
 		}
 		return false, nil
 	}
-	if err := os.Rename(backup, name); err != nil {
+	err = os.Rename(backup, name)
+	if err == nil {
+		err = statefile.SyncDir(filepath.Dir(name))
+	}
+	if err != nil {
 		return false, fmt.Errorf("dns: %w", err)
 	}
 	return true, nil

@@ -27,6 +27,7 @@ import (
 	"lokinetd/router/netdb"
 	"lokinetd/router/packet"
 	"lokinetd/router/path"
+	"lokinetd/router/statefile"
 )
 
 // host is a node on a real machine: its socket, and for a client the TUN, the name server and the services.
@@ -69,8 +70,9 @@ type host struct {
 	served      atomic.Pointer[[]*hostEndpoint] // see endpoints
 	kept        map[string]netif.Kept           // by keepName: of the last run, or of a service that has been removed
 
-	saveMu sync.Mutex
-	saved  []byte // what is in the file of addresses
+	saveMu    sync.Mutex
+	unwritten unwritten
+	saved     []byte // what is in the file of addresses
 }
 
 // endpoints goes over the endpoints that there are now (for i, e := range h.endpoints), the browsing one first, then the services. From any goroutine.
@@ -167,6 +169,7 @@ func run(ctx context.Context, c *config.Config, version string, log *slog.Logger
 		return err
 	}
 	h.parts.add("data directory", hostLimit, unlock)
+	h.dir.sweep()
 	if err := h.openNode(ctx); err != nil {
 		return err
 	}
@@ -226,6 +229,7 @@ func (h *host) loop(ctx context.Context, memory *collector, cores *governor) err
 			h.reload()
 			h.sys.notify(daemon.SdNotifyReady)
 		case <-poll.C:
+			h.saveAgain()
 			if h.networkChanged() {
 				h.takeNetwork()
 			}
@@ -307,6 +311,7 @@ func (h *host) openNode(ctx context.Context) error {
 
 // loadOrMakeKey reads a key file, or makes it when there is none.
 func loadOrMakeKey(name string) (*key.Secret, error) {
+	statefile.Sweep(name) // remains may hold the same secret
 	s, err := key.LoadSecret(name)
 	if !errors.Is(err, fs.ErrNotExist) {
 		return s, err
@@ -318,9 +323,7 @@ func loadOrMakeKey(name string) (*key.Secret, error) {
 // openClient does steps 3 to 5 of the start.
 func (h *host) openClient(ctx context.Context) (err error) {
 	c := h.config
-	if h.before, err = h.dir.changes(); err != nil {
-		return err
-	}
+	h.openChanges()
 	if err := h.openDevice(); err != nil {
 		return err
 	}
@@ -355,7 +358,7 @@ func (h *host) openClient(ctx context.Context) (err error) {
 
 // openDevice opens the TUN, or takes over the one that the service manager has kept since the last run: packets have waited in it.
 func (h *host) openDevice() error {
-	dc := netif.DeviceConfig{Name: h.config.TUN.Name, Before: h.before, Record: h.dir.setChanges, Log: h.log.With("mod", "netif")}
+	dc := netif.DeviceConfig{Name: h.config.TUN.Name, Before: h.before, Record: h.record, Log: h.log.With("mod", "netif")}
 	for _, f := range h.sys.take(tunName) {
 		dc.File = f
 		d, err := h.sys.openDevice(dc)

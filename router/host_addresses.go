@@ -19,9 +19,8 @@ const (
 
 // loadAddresses reads what the endpoints' address maps were before.
 func (h *host) loadAddresses() {
-	h.kept = map[string]netif.Kept{}
-	if err := h.dir.load(addressesFile, &h.kept); err != nil {
-		h.log.Warn("addresses of the last run are lost; programs that still hold some may reach others by them", "err", err)
+	h.kept, _ = restore[map[string]netif.Kept](h, addressesFile, "addresses of the last run are lost, and programs that still hold some may reach others by them")
+	if h.kept == nil {
 		h.kept = map[string]netif.Kept{}
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"lokinetd/router/key"
+	"lokinetd/router/statefile"
 )
 
 // Who may call a service: a folder with a file for each client, so that people are added and struck off by making and removing files. It is read at the start and
@@ -56,10 +57,7 @@ func readClients(dir string) (clientList, error) {
 
 // readClient reads the file of a client: one line with its address; empty lines and what follows a # do not count.
 func readClient(file string) (k key.Public, err error) {
-	if st, err := os.Stat(file); err == nil && !st.Mode().IsRegular() {
-		return k, fmt.Errorf("%s: not a regular file", file) // opening a FIFO would wait for ever
-	}
-	raw, err := readBounded(file, maxClientFile)
+	raw, err := statefile.Read(file, maxClientFile)
 	if err != nil {
 		return k, err
 	}

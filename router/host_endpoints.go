@@ -135,11 +135,9 @@ func (h *host) ranges() (ps []netip.Prefix) {
 	return ps
 }
 
-// applyAddresses gives the TUN the addresses of all endpoints. What they may give out is on disk before, for the start after a crash.
+// applyAddresses gives the TUN the addresses of all endpoints. What they may give out is on disk before, for the start after a crash, unless that is full.
 func (h *host) applyAddresses() error {
-	if err := h.saveAddresses(time.Now()); err != nil {
-		return err
-	}
+	h.saveAddresses(time.Now()) // watchSessions tries again, and says so
 	if err := h.device.Apply(h.ranges()); err != nil {
 		return err
 	}

@@ -4,17 +4,17 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"sync"
 
-	"github.com/google/renameio/v2"
 	"golang.org/x/sys/unix"
 
 	"lokinetd/config"
 	"lokinetd/netif"
+	"lokinetd/router/statefile"
 )
 
 // Files of the data directory that are the host's: small JSON files that are written whole and of which each may be missing. nodedb beside them is
@@ -24,6 +24,7 @@ const (
 	stateFile     = "host.json"      // what is changed on the host: hostState
 	addressesFile = "addresses.json" // netif.Kept by endpoint
 	serialsFile   = "networks.json"  // the last serial of each network file: serials
+	edgesFile     = "edges.json"     // which relays a client connects to: keptEdges
 )
 
 const maxState = 4 << 20 // bytes of such a file
@@ -31,24 +32,43 @@ const maxState = 4 << 20 // bytes of such a file
 // folder is the data directory.
 type folder string
 
-// load reads a file into v. One that is missing leaves v alone and is no error; one that is broken is, and leaves v alone too.
-func (d folder) load(name string, v any) error {
+// loadState reads a file. One that is missing says nothing, and is no error; of one that is broken nothing is believed.
+func loadState[T any](d folder, name string) (v T, err error) {
 	f, err := d.open(name, os.O_RDONLY)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+		return v, nil
 	}
 	var raw []byte
 	if err == nil {
-		raw, err = readAll(f, maxState)
+		raw, err = statefile.ReadOpen(f, maxState)
 		f.Close()
 	}
 	if err == nil {
-		err = json.Unmarshal(raw, v)
+		err = json.Unmarshal(raw, &v)
 	}
 	if err != nil {
-		return fmt.Errorf("router: %s: %w", filepath.Join(string(d), name), err)
+		return *new(T), fmt.Errorf("router: %s: %w", filepath.Join(string(d), name), err)
 	}
-	return nil
+	return v, nil
+}
+
+// restore is loadState at the start of a daemon, which a damaged file must not stop: it is set aside, for people to look at, and what is lost with it is said.
+func restore[T any](h *host, name, lost string) (v T, damaged bool) {
+	v, err := loadState[T](h.dir, name)
+	if err == nil {
+		return v, false
+	}
+	h.setAside(name, lost, err)
+	return v, true
+}
+
+func (h *host) setAside(name, lost string, why error) {
+	to, err := statefile.SetAside(filepath.Join(string(h.dir), name))
+	if err != nil {
+		h.log.Error("a damaged file cannot be set aside; "+lost, "err", errors.Join(why, err))
+		return
+	}
+	h.log.Error("a damaged file was set aside; "+lost, "err", why, "now", to)
 }
 
 // open opens a file of the folder, which belongs to the daemon's user: what that user puts in its place must not make root, who cleans up, open something else, or wait. So it has to be
@@ -82,12 +102,19 @@ var errForeign = errors.New("this is not a file that lokinetd has made: a link, 
 func (d folder) save(name string, v any) error {
 	raw, err := json.Marshal(v)
 	if err == nil {
-		err = renameio.WriteFile(filepath.Join(string(d), name), append(raw, '\n'), 0o600, renameio.WithTempDir(string(d)))
+		err = statefile.Write(filepath.Join(string(d), name), append(raw, '\n'), 0o600)
 	}
 	if err != nil {
 		return fmt.Errorf("router: %s: %w", filepath.Join(string(d), name), err)
 	}
 	return nil
+}
+
+// sweep removes what writes of an earlier run have left that were cut short.
+func (d folder) sweep() {
+	for _, name := range []string{stateFile, addressesFile, serialsFile, edgesFile} {
+		statefile.Sweep(filepath.Join(string(d), name))
+	}
 }
 
 func (d folder) remove(name string) error {
@@ -116,24 +143,6 @@ func (d folder) lock() (unlock func() error, err error) {
 	return f.Close, nil
 }
 
-// readBounded reads a file of at most limit bytes.
-func readBounded(name string, limit int64) ([]byte, error) {
-	f, err := os.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return readAll(f, limit)
-}
-
-func readAll(f *os.File, limit int64) ([]byte, error) {
-	raw, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err == nil && int64(len(raw)) > limit {
-		return nil, fmt.Errorf("%s: larger than %d bytes", f.Name(), limit)
-	}
-	return raw, err
-}
-
 // hostState is the state file: what may be on the host because of us. It is written before the host is changed. After a reboot nothing of it is left, but that cannot be told from here
 // (containers have boot ids of their own), and need not be: all of it bears our marks.
 type hostState struct {
@@ -142,24 +151,69 @@ type hostState struct {
 	Unreachable []netip.Prefix `json:"unreachable_routes,omitempty"`
 }
 
-// changes loads the state file.
-func (d folder) changes() (netif.Changes, error) {
-	var s hostState
-	err := d.load(stateFile, &s)
-	return netif.Changes{Interface: s.Interface, Index: s.Index, Unreachable: s.Unreachable}, err
+func (s hostState) changes() netif.Changes {
+	return netif.Changes{Interface: s.Interface, Index: s.Index, Unreachable: s.Unreachable}
 }
 
 func (d folder) setChanges(c netif.Changes) error {
 	return d.save(stateFile, hostState{c.Interface, c.Index, c.Unreachable})
 }
 
+// openChanges finds what an earlier run has left on the host: in the state file or, when that is damaged, on the host itself.
+func (h *host) openChanges() {
+	s, damaged := restore[hostState](h, stateFile, "what it said is looked for on the host")
+	h.before = s.changes()
+	if damaged {
+		var err error
+		if h.before, err = h.sys.find(h.config.TUN.Name); err != nil {
+			h.log.Warn("what an earlier run has left on the host is not known", "err", err)
+		}
+	}
+}
+
+// record is netif.DeviceConfig.Record. A disk that is full does not stop the network: then the file is emptied, which takes no room, and who finds it so looks on the host.
+func (h *host) record(c netif.Changes) error {
+	err := h.dir.setChanges(c)
+	if err != nil {
+		os.Truncate(filepath.Join(string(h.dir), stateFile), 0)
+		h.log.Warn("what is changed on the host cannot be written down; cleanup will look for it there", "err", err)
+	}
+	h.unwritten.Lock()
+	defer h.unwritten.Unlock()
+	h.unwritten.changes = nil
+	if err != nil {
+		h.unwritten.changes = &c
+	}
+	return nil
+}
+
+// unwritten is what could not be written, for another try.
+type unwritten struct {
+	sync.Mutex
+	changes *netif.Changes
+	serials serials
+}
+
+// saveAgain tries again to write what could not be written.
+func (h *host) saveAgain() {
+	u := &h.unwritten
+	u.Lock()
+	defer u.Unlock()
+	if u.changes != nil && h.dir.setChanges(*u.changes) == nil {
+		u.changes = nil
+	}
+	if u.serials != nil && h.dir.save(serialsFile, u.serials) == nil {
+		u.serials = nil
+	}
+}
+
 // Cleanup undoes what a daemon with this configuration has left on the host, because it was killed or because its routes outlive it, and returns that. It can be
 // repeated. While a daemon runs it does nothing and fails with ErrRunning. An interface that the configuration does not name is left alone, whatever the state file says.
 func Cleanup(c *config.Config) (netif.Changes, error) {
-	return cleanup(folder(c.DataDir), c.TUN.Name, netif.Cleanup)
+	return cleanup(folder(c.DataDir), c.TUN.Name, netif.Find, netif.Cleanup)
 }
 
-func cleanup(d folder, name string, undo func(netif.Changes) error) (netif.Changes, error) {
+func cleanup(d folder, name string, find func(string) (netif.Changes, error), undo func(netif.Changes) error) (netif.Changes, error) {
 	if _, err := os.Lstat(filepath.Join(string(d), lockFile)); errors.Is(err, fs.ErrNotExist) {
 		return netif.Changes{}, nil // no daemon was ever here; do not make its file, perhaps as another user
 	}
@@ -168,7 +222,11 @@ func cleanup(d folder, name string, undo func(netif.Changes) error) (netif.Chang
 		return netif.Changes{}, err
 	}
 	defer unlock()
-	c, err := d.changes()
+	s, err := loadState[hostState](d, stateFile)
+	c := s.changes()
+	if err != nil && !errors.Is(err, errForeign) { // damaged: the marks on the host tell as much
+		c, err = find(name)
+	}
 	if err != nil {
 		return c, err
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,6 +13,7 @@ import (
 
 	"lokinetd/config"
 	"lokinetd/router/netdb"
+	"lokinetd/router/statefile"
 )
 
 // Which network is joined. A private one is a file; of a public one there is nothing but bootstrap files, each with signed contacts of relays (protocol 1 section 6.6).
@@ -62,7 +64,7 @@ func (h *host) bootstrapFiles() []string {
 // readBootstraps gives the contacts of all bootstrap files, the latest of each relay. Any fault of any of them is an error.
 func (h *host) readBootstraps(r netdb.Rules) (all []*netdb.RelayContact, err error) {
 	for _, name := range h.bootstrapFiles() {
-		raw, err := readBounded(name, netdb.MaxBootstrap)
+		raw, err := statefile.Read(name, netdb.MaxBootstrap)
 		if errors.Is(err, fs.ErrNotExist) && len(h.config.Network.Bootstrap) == 0 {
 			break
 		}
@@ -87,7 +89,7 @@ func (h *host) readBootstraps(r netdb.Rules) (all []*netdb.RelayContact, err err
 // readNetwork reads the network file and holds it against the serial that was accepted before, which it then raises. Errors leave everything as it was.
 func (h *host) readNetwork() (*netdb.NetworkFile, error) {
 	name := h.config.Network.File
-	raw, err := readBounded(name, netdb.MaxNetworkFile)
+	raw, err := statefile.Read(name, netdb.MaxNetworkFile)
 	if err != nil {
 		return nil, fmt.Errorf("network.file: %w", err)
 	}
@@ -95,10 +97,7 @@ func (h *host) readNetwork() (*netdb.NetworkFile, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
-	seen := serials{}
-	if err := h.dir.load(serialsFile, &seen); err != nil {
-		return nil, err // a file that cannot be read must not make an old serial acceptable
-	}
+	seen := h.loadSerials()
 	id := fmt.Sprintf("%v/%d", file.Operator, file.Network)
 	if err := file.Supersedes(seen[id]); err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
@@ -110,7 +109,33 @@ func (h *host) readNetwork() (*netdb.NetworkFile, error) {
 		return nil, fmt.Errorf("%s: %d networks have been joined from %s; remove %s there to forget their serials", name, len(seen), h.dir, serialsFile)
 	}
 	seen[id] = file.Serial
-	return file, h.dir.save(serialsFile, seen)
+	h.saveSerials(seen)
+	return file, nil
+}
+
+// loadSerials gives the serials that were accepted before. When the file is damaged that is nothing: an older network file would be taken, which is said.
+func (h *host) loadSerials() serials {
+	h.unwritten.Lock()
+	defer h.unwritten.Unlock()
+	if h.unwritten.serials != nil {
+		return maps.Clone(h.unwritten.serials)
+	}
+	seen, _ := restore[serials](h, serialsFile, "make sure that the network file is not an old one")
+	if seen == nil {
+		seen = serials{}
+	}
+	return seen
+}
+
+// saveSerials writes them, now or when there is room.
+func (h *host) saveSerials(seen serials) {
+	h.unwritten.Lock()
+	defer h.unwritten.Unlock()
+	h.unwritten.serials = nil
+	if err := h.dir.save(serialsFile, seen); err != nil {
+		h.unwritten.serials = seen
+		h.log.Warn("the network file's serial cannot be kept yet: after a restart an older file would be taken", "err", err)
+	}
 }
 
 // takeNetwork takes the network file if it is newer, and the bootstrap files if they have changed, and says if it cannot.

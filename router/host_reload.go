@@ -23,6 +23,7 @@ type serials map[string]uint64
 
 // reload does what SIGHUP asks for.
 func (h *host) reload() {
+	h.saveAgain()
 	h.networkChanged() // seen
 	h.takeNetwork()
 	if h.again == nil {

@@ -34,6 +34,7 @@ type device interface {
 type system struct {
 	openDevice func(netif.DeviceConfig) (device, error)
 	prefixes   func(name string, own []netip.Prefix) ([]netip.Prefix, error)
+	find       func(name string) (netif.Changes, error)
 
 	managed  bool          // a service manager started us, and will start us again
 	notify   func(string)  // tells it something
@@ -60,6 +61,7 @@ func newSystem(log *slog.Logger) *system {
 			return d, nil
 		},
 		prefixes: netif.HostPrefixes,
+		find:     netif.Find,
 		managed:  os.Getenv("NOTIFY_SOCKET") != "",
 		notify: func(state string) {
 			if _, err := daemon.SdNotify(false, state); err != nil {

@@ -32,8 +32,8 @@ func TestHostOrder(t *testing.T) {
 	if st := s.status(); st.Tun == nil || st.Tun.Name != "lokinet0" || st.DNS == nil || len(st.DNS.Listen) != 1 {
 		t.Errorf("status: %+v", st)
 	}
-	if c, err := folder(b.config.DataDir).changes(); err != nil || !reflect.DeepEqual(c, b.left) || len(c.Unreachable) != 2 {
-		t.Errorf("state file: %+v, %v; on the host: %+v", c, err, b.left)
+	if s, err := loadState[hostState](folder(b.config.DataDir), stateFile); err != nil || !reflect.DeepEqual(s.changes(), b.left) || len(s.Unreachable) != 2 {
+		t.Errorf("state file: %+v, %v; on the host: %+v", s, err, b.left)
 	}
 	s.stop()
 	down := b.since()
@@ -114,12 +114,6 @@ func TestHostFailingStart(t *testing.T) {
 			b.config.Network.Operator = key.Generate().Public()
 			return func() { b.config.Network.Operator = old }
 		}, "signed by another operator"},
-		{"state file", func(b *bench) func() {
-			os.MkdirAll(b.config.DataDir, 0o700)
-			name := filepath.Join(b.config.DataDir, stateFile)
-			os.WriteFile(name, []byte("{"), 0o600)
-			return func() { os.Remove(name) }
-		}, stateFile},
 		{"key", func(b *bench) func() {
 			os.WriteFile(b.config.Client.Key, []byte("nonsense"), 0o600)
 			return func() { os.Remove(b.config.Client.Key) }
@@ -397,10 +391,12 @@ func TestCleanup(t *testing.T) {
 		undone = append(undone, c)
 		return b.fails("undo")
 	}
+	found := netif.Changes{Interface: "lokinet7", Index: 9, Unreachable: []netip.Prefix{netip.MustParsePrefix("172.30.0.0/16")}}
+	find := func(string) (netif.Changes, error) { return found, b.fails("find") }
 	clean := func(wantErr error, want ...netif.Changes) {
 		t.Helper()
 		undone = nil
-		if _, err := cleanup(dir, "lokinet%d", undo); !errors.Is(err, wantErr) && (err == nil) != (wantErr == nil) {
+		if _, err := cleanup(dir, "lokinet%d", find, undo); !errors.Is(err, wantErr) && (err == nil) != (wantErr == nil) {
 			t.Errorf("error: %v, want %v", err, wantErr)
 		}
 		if len(undone) != len(want) || len(want) > 0 && !reflect.DeepEqual(undone, want) {
@@ -457,7 +453,7 @@ func TestCleanup(t *testing.T) {
 				t.Fatal(err)
 			}
 			undone = nil
-			if _, err := cleanup(dir, "lokinet0", undo); err == nil || len(undone) > 0 {
+			if _, err := cleanup(dir, "lokinet0", find, undo); err == nil || len(undone) > 0 {
 				t.Errorf("%s in place of %s: %v, undone %v", what, name, err, undone)
 			}
 			os.RemoveAll(at)

@@ -66,7 +66,7 @@ func TestProxyHost(t *testing.T) {
 		}
 	}
 	s.stop()
-	if c, err := folder(b.config.DataDir).changes(); err != nil || c.Interface != left.Interface || !slices.Equal(c.Unreachable, left.Unreachable) {
+	if c, err := loadState[hostState](folder(b.config.DataDir), stateFile); err != nil || c.Interface != left.Interface || !slices.Equal(c.Unreachable, left.Unreachable) {
 		t.Errorf("the state file of a TUN: %+v, %v", c, err)
 	}
 

@@ -10,12 +10,12 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/google/renameio/v2"
 	"github.com/spf13/cobra"
 
 	"lokinetd/config"
 	"lokinetd/router/key"
 	"lokinetd/router/netdb"
+	"lokinetd/router/statefile"
 )
 
 // maxImport bounds in bytes what is read of another program's configuration; larger ones are refused by config.Import.
@@ -59,6 +59,7 @@ func (a *app) importConfig(name, out, keys string) error {
 	var places config.Places
 	var identity *key.Secret
 	var copied string
+	var keep bool
 	var wrong error
 	fresh := func(path string) string {
 		if _, err := os.Lstat(path); err == nil && wrong == nil {
@@ -76,8 +77,12 @@ func (a *app) importConfig(name, out, keys string) error {
 		if identity, wrong = key.LoadSecret(path); wrong != nil || keys == "" {
 			return path
 		}
-		copied = fresh(filepath.Join(keys, "imported.key"))
-		return copied
+		copied = filepath.Join(keys, "imported.key")
+		if same, err := key.LoadSecret(copied); err == nil && same.Public() == identity.Public() {
+			keep = true // of an import that was cut short
+			return copied
+		}
+		return fresh(copied)
 	}
 	im, err := config.Import(data, full, places)
 	if err != nil {
@@ -87,7 +92,7 @@ func (a *app) importConfig(name, out, keys string) error {
 	if s := im.Config.Service; len(s) > 0 {
 		clients = s[0].Clients
 	}
-	if clients != "" && keys != "" {
+	if clients != "" && keys != "" && !hasClients(clients, im.Clients) {
 		fresh(clients)
 	}
 	if wrong != nil {
@@ -98,8 +103,10 @@ func (a *app) importConfig(name, out, keys string) error {
 	}
 	a.checkBootstraps(im.Config)
 	if copied != "" {
-		if err := identity.Save(copied); err != nil {
-			return err
+		if !keep {
+			if err := identity.Save(copied); err != nil {
+				return err
+			}
 		}
 		if err := handOver(copied, keys); err != nil {
 			return err
@@ -121,24 +128,55 @@ func (a *app) importConfig(name, out, keys string) error {
 		_, err = a.out.Write(im.TOML)
 		return err
 	}
-	return renameio.WriteFile(out, im.TOML, 0o644, renameio.WithTempDir(filepath.Dir(out)))
+	return statefile.Write(out, im.TOML, 0o644)
 }
 
-// writeClients makes the folder of the clients that may call a service, with a file for each.
+// clientFile is what the file of the ith client that may call a service is called, and what it says.
+func clientFile(i int, k key.Public) (name, text string) {
+	return fmt.Sprintf("imported-%d.client", i+1), key.Address{Key: k}.String() + "\n"
+}
+
+// hasClients says whether a folder is what writeClients makes: of an import that was cut short after that.
+func hasClients(dir string, clients []key.Public) bool {
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) != len(clients) {
+		return false
+	}
+	for i, k := range clients {
+		name, text := clientFile(i, k)
+		if raw, err := os.ReadFile(filepath.Join(dir, name)); err != nil || string(raw) != text {
+			return false
+		}
+	}
+	return true
+}
+
+// writeClients makes the folder of the clients that may call a service, with a file for each; it appears with all of them or not at all.
 func writeClients(dir string, clients []key.Public) error {
-	if err := os.Mkdir(dir, 0o700); err != nil {
+	if hasClients(dir, clients) {
+		return nil
+	}
+	into := dir + ".new"
+	if err := errors.Join(os.RemoveAll(into), os.Mkdir(into, 0o700)); err != nil {
 		return err
 	}
 	for i, k := range clients {
-		file := filepath.Join(dir, fmt.Sprintf("imported-%d.client", i+1))
-		if err := os.WriteFile(file, []byte(key.Address{Key: k}.String()+"\n"), 0o600); err != nil {
+		name, text := clientFile(i, k)
+		file := filepath.Join(into, name)
+		if err := statefile.Replace(file, []byte(text), 0o600); err != nil {
 			return err
 		}
 		if err := handOver(file, filepath.Dir(dir)); err != nil {
 			return err
 		}
 	}
-	return handOver(dir, filepath.Dir(dir))
+	if err := errors.Join(statefile.SyncDir(into), handOver(into, filepath.Dir(dir))); err != nil {
+		return err
+	}
+	if err := os.Rename(into, dir); err != nil {
+		return err
+	}
+	return statefile.SyncDir(filepath.Dir(dir))
 }
 
 // handOver gives what root has made in dir to the owner of dir, which is the daemon's own: it could not read it otherwise.

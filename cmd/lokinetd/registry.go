@@ -4,22 +4,20 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"maps"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
-	"github.com/google/renameio/v2"
 	"github.com/spf13/cobra"
 
 	"lokinetd/router"
 	"lokinetd/router/control"
 	"lokinetd/router/key"
 	"lokinetd/router/netdb"
+	"lokinetd/router/statefile"
 )
 
 // maxAhead is how far in the future a contact may have been signed to be added; relays refuse it from there on.
@@ -163,7 +161,7 @@ func addRelays(f *netdb.NetworkFile, arg string, now time.Time) error {
 		register(id)
 		return nil
 	}
-	raw, err := readBounded(arg, netdb.MaxBootstrap)
+	raw, err := statefile.Read(arg, netdb.MaxBootstrap)
 	if err != nil {
 		return err
 	}
@@ -207,7 +205,7 @@ func (a *app) writeRegistry(file string, f *netdb.NetworkFile, sec *key.Secret) 
 	if err != nil {
 		return err
 	}
-	if err := renameio.WriteFile(file, raw, 0o644, renameio.WithTempDir(filepath.Dir(file)), renameio.WithExistingPermissions()); err != nil {
+	if err := statefile.Write(file, raw, 0o644); err != nil {
 		return err
 	}
 	fmt.Fprintf(a.out, "%s: serial %d, %s, %s\n", file, f.Serial, counted(len(f.Relays), "relay"), counted(len(f.Names), "name"))
@@ -219,7 +217,7 @@ func (a *app) writeRegistry(file string, f *netdb.NetworkFile, sec *key.Secret) 
 
 // readNetworkFile reads a network file. A zero operator stands for whoever the file says has signed it.
 func readNetworkFile(file string, operator key.Public) (*netdb.NetworkFile, error) {
-	raw, err := readBounded(file, netdb.MaxNetworkFile)
+	raw, err := statefile.Read(file, netdb.MaxNetworkFile)
 	if err != nil {
 		return nil, err
 	}
@@ -238,20 +236,6 @@ func readNetworkFile(file string, operator key.Public) (*netdb.NetworkFile, erro
 		return nil, fmt.Errorf("%s: %w", file, err)
 	}
 	return f, nil
-}
-
-// readBounded reads a file of at most limit bytes.
-func readBounded(file string, limit int64) ([]byte, error) {
-	r, err := os.Open(file)
-	if err != nil {
-		return nil, err
-	}
-	defer r.Close()
-	raw, err := io.ReadAll(io.LimitReader(r, limit+1))
-	if err == nil && int64(len(raw)) > limit {
-		err = fmt.Errorf("%s: larger than %d bytes", file, limit)
-	}
-	return raw, err
 }
 
 // looksLikeKey tells keys and addresses from names of files; a file that is named like one is given as ./NAME.

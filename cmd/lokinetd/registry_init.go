@@ -19,6 +19,7 @@ import (
 	"lokinetd/router"
 	"lokinetd/router/key"
 	"lokinetd/router/netdb"
+	"lokinetd/router/statefile"
 )
 
 // founding is a network that is being made, with all that its relays need to start.
@@ -159,22 +160,35 @@ func (a *app) found(f founding) error {
 		return err
 	}
 
-	if err := os.MkdirAll(f.dir, 0o700); err != nil {
+	// A new folder appears with all that is in it, or not at all.
+	into := f.dir
+	if _, err := os.Lstat(f.dir); errors.Is(err, fs.ErrNotExist) {
+		into = filepath.Join(filepath.Dir(f.dir), "."+filepath.Base(f.dir)+".new")
+		if err := os.RemoveAll(into); err != nil {
+			return err
+		}
+	}
+	if err := os.MkdirAll(into, 0o700); err != nil {
 		return err
 	}
 	name := f.name + ".network"
 	keyFile := f.key
 	if keyFile == "" {
 		keyFile = filepath.Join(f.dir, "operator.key")
-		err = operator.Save(keyFile)
+		err = operator.Save(filepath.Join(into, "operator.key"))
 	}
 	common := fmt.Sprintf("[network]\nfile = \"/etc/lokinetd/%s\"\noperator = %q\n", name, operator.Public())
 	head := fmt.Sprintf("# Of the private network %s, by 'lokinetd registry init'. What is not here has its default value: see lokinetd.toml as it is packaged.\n", f.name)
-	err = errors.Join(err, replaceFile(filepath.Join(f.dir, name), raw), replaceFile(filepath.Join(f.dir, "client.toml"), []byte(head+common)))
+	err = errors.Join(err, replaceFile(filepath.Join(into, name), raw), replaceFile(filepath.Join(into, "client.toml"), []byte(head+common)))
 	for i, to := range at {
-		dir := filepath.Join(f.dir, relayName(i))
+		dir := filepath.Join(into, relayName(i))
 		err = errors.Join(err, os.Mkdir(dir, 0o700), secrets[i].Save(filepath.Join(dir, "relay.key")), replaceFile(filepath.Join(dir, "lokinetd.toml"),
 			fmt.Appendf(nil, "%srole = \"relay\"\n\n%s\n[relay]\nlisten = \"0.0.0.0:%d\"\npublic_address = %q\n", head, common, to.Port(), to)))
+	}
+	if err == nil && into != f.dir {
+		if err = os.Rename(into, f.dir); err == nil {
+			err = statefile.SyncDir(filepath.Dir(f.dir))
+		}
 	}
 	if err != nil {
 		return err

@@ -9,13 +9,13 @@ import (
 	"strings"
 	"time"
 
-	"github.com/google/renameio/v2"
 	"github.com/spf13/cobra"
 
 	"lokinetd/config"
 	"lokinetd/router"
 	"lokinetd/router/key"
 	"lokinetd/router/netdb"
+	"lokinetd/router/statefile"
 )
 
 const defaultRelayPort = 1190
@@ -135,7 +135,7 @@ func (a *app) relayContact(f contactFlags) error {
 	if f.out == "" {
 		_, err = a.out.Write(contact.Raw())
 	} else {
-		err = renameio.WriteFile(f.out, contact.Raw(), 0o644, renameio.WithTempDir(filepath.Dir(f.out)))
+		err = statefile.Write(f.out, contact.Raw(), 0o644)
 	}
 	if err == nil {
 		fmt.Fprintf(a.err, "contact of %s at %v in network %d; to be registered by %s\n", key.Address{Key: contact.ID, Kind: key.Relay},

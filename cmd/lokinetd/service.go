@@ -14,12 +14,12 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/google/renameio/v2"
 	"github.com/spf13/cobra"
 
 	"lokinetd/config"
 	"lokinetd/router/control"
 	"lokinetd/router/key"
+	"lokinetd/router/statefile"
 )
 
 func (a *app) serviceCommand() *cobra.Command {
@@ -253,7 +253,7 @@ func (a *app) addService(cmd *cobra.Command, s newService) error {
 	}
 
 	// All that can be wrong is found before anything is written.
-	old, err := readBounded(file, config.MaxFile)
+	old, err := statefile.Read(file, config.MaxFile)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
@@ -367,25 +367,13 @@ func chown(file string, as fs.FileInfo) error {
 	return nil
 }
 
-// replaceFile writes a file whole, with the mode and the owner that it had; a new one is readable by all.
+// replaceFile writes a file whole, with the mode and the owner that it had; a new one is readable by all. What earlier attempts have left is removed.
 func replaceFile(file string, content []byte) error {
 	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 		return err
 	}
-	t, err := renameio.NewPendingFile(file, renameio.WithTempDir(filepath.Dir(file)), renameio.WithPermissions(0o644), renameio.WithExistingPermissions())
-	if err != nil {
-		return err
-	}
-	defer t.Cleanup()
-	if st, err := os.Stat(file); err == nil {
-		if err := chown(t.Name(), st); err != nil {
-			return err
-		}
-	}
-	if _, err := t.Write(content); err != nil {
-		return err
-	}
-	return t.CloseAtomicallyReplace()
+	statefile.Sweep(file)
+	return statefile.Write(file, content, 0o644)
 }
 
 // answers says whether a daemon runs.

@@ -4,12 +4,9 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
-	"os"
-	"path/filepath"
 	"strings"
 
-	"github.com/google/renameio/v2"
+	"lokinetd/router/statefile"
 )
 
 // maxFile bounds a key file in bytes: the longest sort is a legacy dict, of which some more keys are tolerated.
@@ -22,7 +19,7 @@ const (
 
 // LoadSecret reads a key file of any of ParseSecret's forms. Errors name the file; a missing one is fs.ErrNotExist.
 func LoadSecret(path string) (*Secret, error) {
-	data, err := readFile(path)
+	data, err := statefile.Read(path, maxFile)
 	if err != nil {
 		return nil, fmt.Errorf("key: key file: %w", err)
 	}
@@ -34,72 +31,15 @@ func LoadSecret(path string) (*Secret, error) {
 	return s, nil
 }
 
-// readFile reads a regular file of at most maxFile bytes; nothing else is opened (a pipe would block). Its errors name the path.
-func readFile(path string) ([]byte, error) {
-	fault := func(err error) ([]byte, error) { return nil, &os.PathError{Op: "read", Path: path, Err: err} }
-	st, err := os.Stat(path)
-	if err != nil {
-		return nil, err
-	}
-	if !st.Mode().IsRegular() {
-		return fault(errors.New("not a regular file"))
-	}
-	tooLarge := fmt.Errorf("larger than %d bytes, not a key file", maxFile)
-	if st.Size() > maxFile {
-		return fault(tooLarge)
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
-	if err != nil {
-		return nil, err
-	}
-	if len(data) > maxFile {
-		return fault(tooLarge)
-	}
-	return data, nil
-}
-
 // Save writes the key as a new file of mode 0600: 128 lower-case hexadecimal digits and a line feed. The file appears whole or not at all and is on disk when
 // Save returns. An existing file, of whatever content, is never touched: that is fs.ErrExist.
 func (s *Secret) Save(path string) error {
-	if err := s.save(path); err != nil {
+	text := append(hex.AppendEncode(make([]byte, 0, hexLen+1), s.in().private), '\n')
+	defer clear(text)
+	if err := statefile.Create(path, text, 0o600); err != nil {
 		return fmt.Errorf("key: save key file: %w", err)
 	}
 	return nil
-}
-
-func (s *Secret) save(path string) error {
-	if _, err := os.Lstat(path); err == nil {
-		return &os.PathError{Op: "create", Path: path, Err: os.ErrExist}
-	}
-	dir := filepath.Dir(path)
-	t, err := renameio.NewPendingFile(path, renameio.WithTempDir(dir), renameio.WithStaticPermissions(0o600))
-	if err != nil {
-		return err
-	}
-	defer t.Cleanup()
-	text := append(hex.AppendEncode(make([]byte, 0, hexLen+1), s.in().private), '\n')
-	defer clear(text)
-	if _, err := t.Write(text); err != nil {
-		return err
-	}
-	if err := t.Sync(); err != nil {
-		return err
-	}
-	// Linked, not renamed: a rename would replace what another process made since.
-	if err := os.Link(t.Name(), path); err != nil {
-		return err
-	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }
 
 // ParseSecret reads the content of a key file (protocol 1 section 3.2): 128 hexadecimal digits and at most a line end (LF or CR LF), or 64 raw bytes, or the

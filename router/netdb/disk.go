@@ -11,11 +11,11 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
-	"github.com/google/renameio/v2"
-
 	"lokinetd/router/key"
+	"lokinetd/router/statefile"
 )
 
 const (
@@ -34,16 +34,22 @@ const (
 // OpenStore makes the store of a node and loads dir, the folder nodedb of the data directory (protocol 1 section 9.1); "" keeps all in
 // memory. dir is made when it is missing. Files <52 base32z>.signed that are too large, not valid by r, expired or not the contact of the
 // relay that they are named after are removed and logged, as are remains of writes that were cut short; other files are left alone. A relay
-// finds its own contact by the link self.signed. A client believes in the ids that it finds here. Errors: dir cannot be made or read.
+// finds its own contact by the link self.signed. A client believes in the ids that it finds here. What is not a file or, of dir itself, not a folder is
+// set aside. Errors: dir cannot be made, unless for want of room, or cannot be read.
 func OpenStore(dir string, self key.Public, relay bool, r Rules, log *slog.Logger) (*Store, error) {
 	s := newStore(self, relay, r, log)
 	if dir == "" {
 		return s, nil
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("netdb: %w", err)
+	var files []fs.DirEntry
+	err := makeDir(dir)
+	switch {
+	case err == nil:
+		files, err = os.ReadDir(dir)
+	case errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT): // the writer tries again
+		s.log.Warn("netdb: relay contacts are not kept yet", "folder", dir, "error", err)
+		s.disk.unmade, err = true, nil
 	}
-	files, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, fmt.Errorf("netdb: %w", err)
 	}
@@ -54,12 +60,18 @@ func OpenStore(dir string, self key.Public, relay bool, r Rules, log *slog.Logge
 	removed, unused := 0, 0
 	var failed error // the last of them
 	for _, f := range files {
-		if !f.Type().IsRegular() {
-			continue
-		}
 		path := filepath.Join(dir, f.Name())
 		id, unfinished, ours := parseFileName(f.Name())
 		if !ours {
+			continue
+		}
+		if f.IsDir() { // it would be in the writer's way
+			if _, err := statefile.SetAside(path); err != nil {
+				failed = err
+			}
+			removed++
+		}
+		if !f.Type().IsRegular() {
 			continue
 		}
 		if !unfinished {
@@ -92,6 +104,16 @@ func OpenStore(dir string, self key.Public, relay bool, r Rules, log *slog.Logge
 	s.disk.dirty = make(map[key.Public]struct{})
 	s.disk.wake = make(chan struct{}, 1)
 	return s, nil
+}
+
+// makeDir makes the folder; what else lies in its place is set aside.
+func makeDir(dir string) error {
+	if st, err := os.Stat(dir); err == nil && !st.IsDir() {
+		if _, err := statefile.SetAside(dir); err != nil {
+			return err
+		}
+	}
+	return os.MkdirAll(dir, 0o700)
 }
 
 // linkSelf makes the link anew. It may dangle; nothing is lost when it cannot be made, and a file in its place stays.
@@ -138,8 +160,9 @@ func parseStored(raw []byte, name string, now time.Time, r Rules) (*RelayContact
 // disk is the Store's way to its folder. Other goroutines only name the ids that changed; the writer looks up what is to be done when it comes to
 // it, so that many changes of one contact are one write, and a slow, failing or full disk holds up nothing.
 type disk struct {
-	dir  string        // "": no disk
-	wake chan struct{} // capacity 1
+	dir    string        // "": no disk
+	wake   chan struct{} // capacity 1
+	unmade bool          // there was no room for the folder; the writer's
 
 	mu      sync.Mutex
 	dirty   map[key.Public]struct{}
@@ -219,6 +242,14 @@ func (s *Store) save(deadline time.Time, stop <-chan struct{}) bool {
 			return false
 		}
 	}
+	if len(ids) == 0 {
+		return true
+	}
+	if err := statefile.SyncDir(s.disk.dir); err != nil {
+		s.log.Warn("netdb: relay contacts are perhaps not saved", "folder", s.disk.dir, "count", len(ids), "error", nameless(err))
+		s.again(ids)
+		return false
+	}
 	return true
 }
 
@@ -253,5 +284,11 @@ func (s *Store) saveOne(id key.Public) error {
 		}
 		return nil
 	}
-	return renameio.WriteFile(path, c.raw, 0o600, renameio.WithTempDir(s.disk.dir)) // else what a kill leaves is in /tmp
+	if s.disk.unmade {
+		if err := makeDir(s.disk.dir); err != nil {
+			return err
+		}
+		s.disk.unmade = false
+	}
+	return statefile.Replace(path, c.raw, 0o600)
 }

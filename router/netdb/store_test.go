@@ -375,7 +375,7 @@ func TestLoad(t *testing.T) {
 		for _, n := range kept[2:] {
 			write(n, []byte("x"))
 		}
-		for _, n := range []string{name(1008), "self" + suffix} {
+		for _, n := range []string{name(1008) + ".bad", "self" + suffix} {
 			kept = append(kept, n)
 		}
 		if err := os.Mkdir(filepath.Join(dir, name(1008)), 0o700); err != nil {
@@ -389,7 +389,7 @@ func TestLoad(t *testing.T) {
 		if s.Len() != 1 || s.Get(good.ID) == nil || !slices.Equal(s.Known(), []key.Public{good.ID}) || !bytes.Equal(s.Get(good.ID).Raw(), good.Raw()) {
 			t.Errorf("loaded %v, known %v", s.All(), s.Known())
 		}
-		if !strings.Contains(logged.String(), "count=1 removed=7 signed_in_the_future=1") {
+		if !strings.Contains(logged.String(), "count=1 removed=8 signed_in_the_future=1") {
 			t.Errorf("log: %s", &logged)
 		}
 		for n := 1000; n < 1010; n++ {
@@ -404,8 +404,11 @@ func TestLoad(t *testing.T) {
 		if s := open(true, nil); s.Len() != 1 || len(s.Known()) != 0 {
 			t.Error("a relay has known ids")
 		}
-		if _, err := OpenStore(filepath.Join(dir, "README"), key.Public{}, false, Rules{}, nil); err == nil {
-			t.Error("a file as the folder")
+		if _, err := OpenStore(filepath.Join(dir, "README"), key.Public{}, false, Rules{}, nil); err != nil {
+			t.Errorf("a file as the folder: %v", err)
+		}
+		if got := files(t, dir); !slices.Contains(got, "README") || !slices.Contains(got, "README.bad") {
+			t.Errorf("then there are %q", got)
 		}
 	})
 }
