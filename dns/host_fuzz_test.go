@@ -20,6 +20,7 @@ func FuzzHostFiles(f *testing.F) {
 	} {
 		f.Add(s, s, uint8(0))
 		f.Add(stubConf, s, uint8(1))
+		f.Add("# "+mark+"\nnameserver 10.0.0.1\n", s, uint8(2))
 		f.Add(s, "nameserver 10.0.0.1\n", uint8(2))
 	}
 	root, err := os.MkdirTemp("/dev/shm", "lokinetd") // where fsync costs nothing
@@ -42,6 +43,19 @@ func FuzzHostFiles(f *testing.F) {
 			}
 		}
 		os.Remove(p.at(resolvBackup))
+		os.Remove(p.at(resolvConf))
+		if p.resolvConf().Exists {
+			t.Fatal("a file that is not there")
+		}
+		if _, err := p.writeResolv(ours); err == nil {
+			t.Fatal("wrote a file in nobody's place")
+		}
+		if err := os.Mkdir(p.at(resolvConf), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := p.writeResolv(ours); err == nil {
+			t.Fatal("wrote a file in a folder's place")
+		}
 		os.Remove(p.at(resolvConf))
 		if kind&1 == 0 {
 			put(resolvConf, resolv)
@@ -81,10 +95,14 @@ func FuzzHostFiles(f *testing.F) {
 		before, _ := os.ReadFile(p.at(resolvConf))
 		was, _ := os.Readlink(p.at(resolvConf))
 		foreign := !strings.Contains(resolv, mark)
-		if _, err := p.writeResolv([]netip.AddrPort{ours[0]}); err != nil {
+		if _, err := p.writeResolv(ours); err != nil {
 			t.Fatal(err)
 		}
-		if !foreign {
+		if changed, err := p.writeResolv(ours); err != nil || foreign && changed {
+			t.Fatal(changed, err)
+		}
+		if !foreign { // then the backup is what somebody made of it
+			p.restoreResolv()
 			return
 		}
 		if got := nameservers(p.read(resolvConf)); len(resolv) < maxLook/2 && !slices.Equal(got, []netip.Addr{ours[0].Addr()}) {
@@ -97,6 +115,12 @@ func FuzzHostFiles(f *testing.F) {
 		is, _ := os.Readlink(p.at(resolvConf))
 		if err != nil || string(after) != string(before) || is != was {
 			t.Fatalf("%q became %q, %v", before, after, err)
+		}
+		put(resolvBackup, other) // of a time before theirs
+		for range 2 {
+			if changed, err := p.restoreResolv(); changed || err != nil && foreign {
+				t.Fatal(changed, err)
+			}
 		}
 		if _, err := os.Lstat(p.at(resolvBackup)); err == nil {
 			t.Fatal("something was left behind")

@@ -4,8 +4,12 @@ import (
 	"bytes"
 	"encoding/hex"
 	"fmt"
+	"io"
+	"log/slog"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/miekg/dns"
 
@@ -208,6 +212,7 @@ func FuzzHandle(f *testing.F) {
 		o.Option = append(o.Option, &dns.EDNS0_COOKIE{Code: dns.EDNS0COOKIE, Cookie: "0102030405060708"})
 		withOPT, _ := q.Pack()
 		f.Add(withOPT, true)
+		f.Add(withOPT, false)
 	}
 	src := &fake{
 		names:    map[string]key.Address{"blog.loki": bob},
@@ -215,7 +220,46 @@ func FuzzHandle(f *testing.F) {
 		services: []SRV{{"_http._tcp", 1, 2, 80, ""}},
 	}
 	s, up := withUpstream(f, src, echo)
+	s.log = slog.New(slog.NewTextHandler(io.Discard, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	for _, c := range []string{"PTR x.1.0.16.172.in-addr.arpa.", "PTR 9.9.16.172.in-addr.arpa.", "SOA 16.172.in-addr.arpa.", "SOA 0.16.172.in-addr.arpa.", "A a\\.b.loki.", "A x-.", "A ALICEx.loki.", "A ALICE.lokix.example.", "A x.onion.", "A use-application-dns.net."} {
+		typ, name, _ := strings.Cut(named(c), " ")
+		plain, _ := new(dns.Msg).SetQuestion(name, dns.StringToType[typ]).Pack()
+		f.Add(plain, false)
+	}
+	now, mine := time.Now(), [clientCookie]byte{1, 2, 3}
+	for _, cookie := range [][]byte{s.cookies.make(mine, client.Addr(), now), s.cookies.make(mine, client.Addr(), now.Add(-cookieRenew-time.Minute)), s.cookies.make(mine, client.Addr(), now.Add(-cookieOld-time.Minute)), mine[:], mine[:3]} {
+		for _, spoil := range []func(m *dns.Msg, o *dns.OPT){
+			func(*dns.Msg, *dns.OPT) {}, func(_ *dns.Msg, o *dns.OPT) { o.SetVersion(1) }, func(_ *dns.Msg, o *dns.OPT) { o.Hdr.Name = "x." }, func(m *dns.Msg, o *dns.OPT) { m.Extra = append(m.Extra, o) },
+			func(m *dns.Msg, o *dns.OPT) { m.Question = nil },
+			func(m *dns.Msg, o *dns.OPT) {
+				o.Option = append([]dns.EDNS0{&dns.EDNS0_NSID{Code: dns.EDNS0NSID}}, o.Option...)
+			},
+		} {
+			q := new(dns.Msg).SetQuestion("loki.", dns.TypeSOA)
+			o := q.SetEdns0(1400, true).IsEdns0()
+			o.Option = append(o.Option, &dns.EDNS0_COOKIE{Code: dns.EDNS0COOKIE, Cookie: hex.EncodeToString(cookie)})
+			spoil(q, o)
+			raw, err := q.Pack()
+			if err != nil {
+				f.Fatal(err)
+			}
+			f.Add(raw, false)
+		}
+	}
+	f.Add([]byte("\x03aaa\x3f"), false)
+	f.Add([]byte("\x01a"), false)
 	f.Fuzz(func(t *testing.T, in []byte, tcp bool) {
+		src.calls = nil
+		if labels, n := wireLabels(in); n > 0 && n <= 255 {
+			if again, ok := labelsOf(nameOf(labels)); !ok || !slices.Equal(again, labels) {
+				t.Fatalf("%q becomes %q", labels, again)
+			}
+		}
+		if labels, ok := labelsOf(string(in)); ok {
+			if again, ok := labelsOf(nameOf(labels)); !ok || !slices.Equal(again, labels) {
+				t.Fatalf("%q becomes %q", labels, again)
+			}
+		}
 		before := bytes.Clone(in)
 		out := s.handle(t.Context(), in, client, tcp)
 		if !bytes.Equal(in, before) {

@@ -162,7 +162,7 @@ func FuzzOpened(f *testing.F) {
 // FuzzSession: a remote with which we have a session says anything under its keys. Nothing panics and no buffer is lost; only packets are delivered, once each, and the remote can neither
 // make sessions nor touch another one's.
 //
-// Decoders: Table.datagram Table.control Table.switched
+// Decoders: Table.datagram Table.control Table.switched Table.pinged Table.ponged
 func FuzzSession(f *testing.F) {
 	_, own, init, _ := shake(f, newInitiator(alice, bob.Public(), 5), bob, 6)
 	dict := func(method string, param []byte) []byte {
@@ -171,7 +171,8 @@ func FuzzSession(f *testing.F) {
 	for kind := range uint8(8) {
 		for _, plain := range [][]byte{
 			nil, {0}, {1}, []byte("packet\x00"), []byte("packet\x01"), []byte("packet\x02"), []byte("de"), dict(methodClose, nil), dict(methodAccept, oldAcceptParam(5)), dict(methodContact, []byte("de")),
-			dict(methodSwitch, switchParam(fillID(1))), dict(methodSwitch, switchParam(fillID(2))), dict(methodSwitch, nil), dict("other", nil), dict("session_ping", []byte("de")), dict("session_pong", []byte("de")), init,
+			dict(methodSwitch, switchParam(fillID(1))), dict(methodSwitch, switchParam(fillID(2))), dict(methodSwitch, nil), dict("other", nil), dict(methodPing, []byte("de")), dict(methodPong, []byte("de")),
+			dict(methodPing, bt.NewDict(nil).Uint("n", 1).Bytes("p", make([]byte, 16)).End()), dict(methodPong, []byte("d1:ni1e1:ri0ee")), dict(methodPong, []byte("d1:ni2e1:ri1ee")), init,
 		} {
 			f.Add(kind, plain)
 		}
@@ -194,7 +195,10 @@ func FuzzSession(f *testing.F) {
 			b.add(s, now)
 			return s
 		}
-		session(alice.Public(), 6, own)
+		if s := session(alice.Public(), 6, own); s.outbound { // and called, with a ping on its way
+			s.r.call = &call{r: s.r, session: s}
+			s.r.call.probe.sent = []ping{{n: 1, over: new(fakePath)}}
+		}
 		session(carol.Public(), 7, keys{out: fill(1), in: fill(2), peer: 3})
 		b.datagram(sink{}, buffer(plain[:min(len(plain), tagSize-1)], seal.Nonce{}))
 		n := fillNonce(9)
