@@ -39,6 +39,7 @@ const (
 	forwarded  = 1200                          // bytes of an application datagram on a link
 	pathTail   = 24 + 16 + 1                   // of them the path's trailer: nonce, hop id, type (protocol 3 section 3.1)
 	window     = 100                           // datagrams under way, below quic-go's queue of 128
+	paceBurst  = 64                            // datagrams at once of what is paced
 	sparseRate = 2000                          // datagrams a second where they are to come one by one
 	benchGC    = "GOGC=400"                    // of both
 	keyPrefix  = "0*0\x05\x06\x03+ep\x03!\x00" // SubjectPublicKeyInfo of an Ed25519 key
@@ -228,7 +229,9 @@ func (d *drive) run(lasts time.Duration, pace int) load {
 	sent, arrived, stats, start := uint64(0), d.arrived.Load(), d.first.Stats(), time.Now()
 	for now := start; now.Sub(start) < lasts; now = time.Now() {
 		if pace > 0 {
-			for due := uint64(now.Sub(start).Seconds() * float64(pace)); sent < due; sent++ {
+			// Who was kept from sending for a while makes up for it, but not at once: that would not fit into any queue.
+			due := uint64(now.Sub(start).Seconds() * float64(pace))
+			for due = min(due, sent+paceBurst); sent < due; sent++ {
 				d.send()
 			}
 			time.Sleep(100 * time.Microsecond)

@@ -72,12 +72,12 @@ func passReply(msg []byte, h *seal.Hop, from, to *ID) bool {
 
 // Why a reply to path_control is of no use.
 var (
-	ErrUnauthentic = errors.New("path: reply does not open under the terminal's key")
+	ErrUnauthentic = errors.New("path: reply does not open under the terminal's key, or came before")
 	ErrEmptyReply  = errors.New("path: empty reply") // no method has one; a publish_cc that timed out behind the terminal comes back so
 )
 
 // openReply is the client's, in place. A reply that is too short or fails authentication is an error (section 10, bug 7); hop id and type
-// are not looked at (section 4.1).
+// are not looked at (section 4.1). The trailer's nonce becomes the one that the terminal drew.
 func openReply(msg []byte, hops []seal.Hop) ([]byte, error) {
 	if len(msg) < controlOverhead {
 		return nil, ErrUnauthentic

@@ -489,7 +489,7 @@ func put(t testing.TB, r *Relay, h *hop) {
 	if h.expiry.IsZero() {
 		h.expiry = time.Now().Add(20 * time.Minute)
 	}
-	if _, text := r.store(h, time.Now()); text != "" {
+	if _, text := r.store(h, 0, time.Now()); text != "" {
 		t.Fatal(text)
 	}
 	if !h.terminal() {

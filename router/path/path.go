@@ -33,6 +33,7 @@ type Path struct {
 	sent     atomic.Uint64
 	received atomic.Uint64
 	answered atomic.Uint64 // pings
+	replies  replies
 
 	// Under pool.mu.
 	began    time.Time // the build
@@ -151,7 +152,12 @@ func (p *Path) Request(ctx context.Context, method string, body []byte) ([]byte,
 	defer context.AfterFunc(p.gone, cancel)()
 	reply, err := p.link.Request(ctx, nameControl, sealRequest(method, body, p.hops, newNonce(), &p.edge))
 	if err == nil {
-		reply, err = openReply(reply, p.hops)
+		sealed := reply
+		if reply, err = openReply(sealed, p.hops); err == nil {
+			if _, nonce, _, _ := split(sealed); !p.replies.first(nonce) {
+				err = ErrUnauthentic
+			}
+		}
 	}
 	if err != nil {
 		if p.gone.Err() != nil {

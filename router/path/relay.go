@@ -34,6 +34,7 @@ type Relay struct {
 	closed   bool
 	due      dueHeap // all hops, reserved ones too
 	accounts map[neighbour]*account
+	frames   usedFrames
 	builds   int // waiting for the next hop, in all
 	requests int
 	bytes    int // of their bodies
@@ -138,7 +139,7 @@ func (r *Relay) Tick(now time.Time) {
 
 // A build, step by step (section 2.6):
 //
-//  1. the neighbour has not sent too many
+//  1. the neighbour has not sent too many, and this one not before
 //  2. length, frame, key agreement, inner record, ids, lifetime: openBuild in build.go
 //  3. ids not in use, and the hop stored under them: live at the terminal, which replies OK
 //  4. the rest of the frames to the next relay, with 10 s for its answer
@@ -150,8 +151,9 @@ func (r *Relay) build(from neighbour, body []byte, reply func([]byte, bool)) {
 		r.log.Debug("build refused", "why", text)
 		reply(status(text), true)
 	}
-	if !r.paced(from, now) {
-		refuse(textError)
+	mark, text := r.paced(from, body, now)
+	if text != "" {
+		refuse(text)
 		return
 	}
 	rec, text := openBuild(r.sec, r.self, body)
@@ -163,7 +165,7 @@ func (r *Relay) build(from neighbour, body []byte, reply func([]byte, bool)) {
 		relay: r, rx: rec.rx, tx: rec.tx, up: rec.next, down: from, key: rec.hop,
 		expiry: now.Add(time.Duration(rec.lifetime) * time.Second),
 	}
-	ctx, text := r.store(h, now)
+	ctx, text := r.store(h, mark, now)
 	if text != "" {
 		refuse(text)
 		return
@@ -197,8 +199,8 @@ func (r *Relay) build(from neighbour, body []byte, reply func([]byte, bool)) {
 	}()
 }
 
-// paced takes a token for a build.
-func (r *Relay) paced(from neighbour, now time.Time) bool {
+// paced takes a token for a build, and says what its frame is remembered by; or why it is refused.
+func (r *Relay) paced(from neighbour, body []byte, now time.Time) (mark uint64, text string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	a := r.account(from, now)
@@ -206,12 +208,18 @@ func (r *Relay) paced(from neighbour, now time.Time) bool {
 	if from.link == nil {
 		rate *= relayRateFactor
 	}
-	return a != nil && a.rate.take(now, rate)
+	if a == nil || !a.rate.take(now, rate) {
+		return 0, textError
+	}
+	if mark = r.frames.mark(body); r.frames.has(mark) {
+		return 0, textIDInUse
+	}
+	return mark, ""
 }
 
 // store adds a hop, if it may: a terminal one live, another one reserved and with its request and goroutine counted; settle must follow. ctx is that of the
 // neighbour's account.
-func (r *Relay) store(h *hop, now time.Time) (ctx context.Context, text string) {
+func (r *Relay) store(h *hop, mark uint64, now time.Time) (ctx context.Context, text string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	a := r.account(h.down, now)
@@ -222,7 +230,7 @@ func (r *Relay) store(h *hop, now time.Time) (ctx context.Context, text string) 
 	if h.down.link != nil {
 		hops.link, builds.link = r.limits.ClientHops, r.limits.ClientBuild
 	}
-	if r.table.any(&h.rx) != nil || r.table.any(&h.tx) != nil {
+	if r.frames.has(mark) || r.table.any(&h.rx) != nil || r.table.any(&h.tx) != nil {
 		return nil, textIDInUse
 	}
 	if !hops.admits(len(a.hops), len(r.due)) || !h.terminal() && !builds.admits(a.builds, r.builds) {
@@ -237,6 +245,7 @@ func (r *Relay) store(h *hop, now time.Time) (ctx context.Context, text string) 
 	}
 	h.owner = a
 	a.hops[h] = struct{}{}
+	r.frames.add(mark, now)
 	heap.Push(&r.due, h)
 	r.table.put(h)
 	return a.ctx, ""
