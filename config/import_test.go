@@ -93,7 +93,7 @@ func TestImportErrors(t *testing.T) {
 
 // FuzzImport: a file that somebody else wrote must not make the import panic, nor come out as a configuration that is not right.
 //
-// Decoders: Import readINI iniLine.setting importer.recognize importer.take parseBool parseSpan asText asNumber asBool asSpan asRelays netID dataDir record
+// Decoders: Import importer.finish isListKey readINI iniLine.setting importer.recognize importer.take parseBool parseSpan asText asNumber asBool asSpan asRelays netID dataDir record
 // Decoders: authType code whitelisted understood interfaceAddress nameServer resolver listen bindInterface rangeIPv6 bootstrapNode logType logFile logLevel
 func FuzzImport(f *testing.F) {
 	files, _ := filepath.Glob("testdata/import/*.ini")

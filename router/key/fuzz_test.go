@@ -46,7 +46,7 @@ func FuzzParseSecret(f *testing.F) {
 
 // Addresses come from users, configuration and the control socket. No text may crash the parser, have two meanings, or be another one's canonical form.
 //
-// Decoders: ParsePublic parsePublic Public.UnmarshalText ParseAddress addressOf
+// Decoders: ParsePublic parsePublic Public.UnmarshalText ParseAddress Address.UnmarshalText addressOf
 func FuzzParseAddress(f *testing.F) {
 	for _, s := range []string{text + ".loki", padded + ".SESH", text + ".snode", text, "jason.loki", "..", text + ".loki.", "\u212a.loki", text[:50] + "\r\n", text[:51] + "0"} {
 		f.Add(s)
@@ -61,6 +61,10 @@ func FuzzParseAddress(f *testing.F) {
 			t.Errorf("%q: UnmarshalText gives %v, %v", s, q, qerr)
 		}
 		a, err := ParseAddress(s)
+		var again Address
+		if e := again.UnmarshalText([]byte(s)); (e == nil) != (err == nil) || again != a {
+			t.Errorf("%q: UnmarshalText gives %v, %v", s, again, e)
+		}
 		if err != nil {
 			return
 		}
