@@ -301,6 +301,9 @@ func (h *host) openNode(ctx context.Context) error {
 		o.UniqueRange = 0
 	}
 	nc.Paths = path.ClientConfig{Options: o}
+	if !relay {
+		nc.Paths.Kept, nc.Paths.Keep = h.openEdges(file.Network)
+	}
 	if h.node, err = NewNode(nc); err == nil {
 		h.node.times.at[momentStarted].Store(int64(h.started.Sub(loaded)))
 	} else {
