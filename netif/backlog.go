@@ -72,7 +72,7 @@ func (p *Pump) drain(ctx context.Context) {
 		p.Links.AwaitRoom(ctx, roomWait)
 		now := time.Now()
 		n, stood := p.backlog.take(batch[:], now)
-		p.count.addN(outStood, stood)
+		p.count.addN(outStanding, stood)
 		if n == 0 {
 			select {
 			case <-p.backlog.wake:

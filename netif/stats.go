@@ -17,7 +17,7 @@ type Stats struct {
 	OutUnknown           uint64 // no remote has the destination address
 	OutICMPKind          uint64 // ICMP that does not travel between hosts, redirects for example
 	OutFull              uint64 // the oldest of the flow with most waiting, when no more could wait
-	OutStood             uint64 // of a flow that waits too long, so that its sender sends less
+	OutStanding          uint64 // of a flow that waits too long, so that its sender sends less
 	OutRefused           uint64 // by the tunnel
 	OutReturned          uint64 // by the tunnel, later: these are in OutPackets too
 	ReadFailed           uint64 // reads that the TUN could not do; how many packets they were is not known
@@ -53,7 +53,7 @@ const (
 	outUnknown
 	outICMPKind
 	outFull
-	outStood
+	outStanding
 	outRefused
 	outReturned
 	readFailed
@@ -87,7 +87,7 @@ func (p *Pump) Stats() Stats {
 	get := func(i counter) uint64 { return p.count.c[i].Load() }
 	s := Stats{
 		OutPackets: get(outPackets), OutBytes: get(outBytes), OutMalformed: get(outMalformed), OutMulticast: get(outMulticast),
-		OutForeign: get(outForeign), OutUnknown: get(outUnknown), OutICMPKind: get(outICMPKind), OutFull: get(outFull), OutStood: get(outStood), OutRefused: get(outRefused), OutReturned: get(outReturned), ReadFailed: get(readFailed),
+		OutForeign: get(outForeign), OutUnknown: get(outUnknown), OutICMPKind: get(outICMPKind), OutFull: get(outFull), OutStanding: get(outStanding), OutRefused: get(outRefused), OutReturned: get(outReturned), ReadFailed: get(readFailed),
 		InPackets: get(inPackets), InBytes: get(inBytes), InMalformed: get(inMalformed), InClosed: get(inClosed), InFragment: get(inFragment),
 		InICMPKind: get(inICMPKind), InUnrelated: get(inUnrelated), InNoFamily: get(inNoFamily), InExhausted: get(inExhausted),
 		InQueueFull: get(inQueueFull), InRemoved: get(inRemoved), WriteFailed: get(writeFailed),

@@ -305,7 +305,7 @@ func clientStatus() control.Status {
 	s.DNS = &control.DNS{Listen: []string{"127.3.2.1:53"}, Upstream: []string{"9.9.9.9:53"}, Answers: map[string]uint64{"noerror": 12, "nxdomain": 1},
 		Host: &control.HostDNS{Method: "resolved", Why: []string{"systemd-resolved runs and is asked by programs", "it sends single domains to single interfaces"}, InEffect: true}}
 	s.Traffic = control.Traffic{PacketsIn: 4004, PacketsOut: 7006, BytesIn: 204_464, BytesOut: 9_877_104}
-	s.Drops = map[string]uint64{"session_forged": 2, "tun_in_closed": 17}
+	s.Drops = map[string]uint64{"session_forged": 2, "tun_in_closed": 17, "tun_out_full": 30, "tun_out_standing": 211}
 	s.Warnings = []string{"relays: 5; the network works as long as all of them do, and 6 or more are advised"}
 	return s
 }
