@@ -132,6 +132,7 @@ type Relay struct {
 	Listen        netip.AddrPort `toml:"listen" port:"1190"`
 	PublicAddress netip.AddrPort `toml:"public_address" port:"1190"` // invalid: that of Listen, or of the interface
 	Key           string         `toml:"key" path:"file"`            // of a private network's relay
+	Rate          int            `toml:"rate" bounds:"0..100000"`    // Mbit/s of datagrams sent for paths; 0: no bound
 	Oxend         string         `toml:"oxend"`                      // "ipc:///PATH", of the public network's relay, whose key it holds; "": DefaultOxend
 }
 

@@ -146,11 +146,11 @@ socket = "figures"
 		t.Errorf("levels %v", l)
 	}
 
-	c, err = Parse([]byte(expand("role = \"relay\"\n[network]\nfile = \"/n\"\noperator = \"OPERATOR\"\n[relay]\nlisten = \"192.0.2.1\"\npublic_address = \"203.0.113.5:2000\"\nkey = \"r.key\"\n")), "lokinetd.toml")
+	c, err = Parse([]byte(expand("role = \"relay\"\n[network]\nfile = \"/n\"\noperator = \"OPERATOR\"\n[relay]\nlisten = \"192.0.2.1\"\npublic_address = \"203.0.113.5:2000\"\nkey = \"r.key\"\nrate = 50\n")), "lokinetd.toml")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := (Relay{netip.MustParseAddrPort("192.0.2.1:1190"), netip.MustParseAddrPort("203.0.113.5:2000"), "r.key", ""}); c.Relay != want || c.Role != RoleRelay {
+	if want := (Relay{netip.MustParseAddrPort("192.0.2.1:1190"), netip.MustParseAddrPort("203.0.113.5:2000"), "r.key", 50, ""}); c.Relay != want || c.Role != RoleRelay {
 		t.Errorf("%+v", c)
 	}
 }

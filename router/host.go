@@ -287,6 +287,7 @@ func (h *host) openNode(ctx context.Context) error {
 	}
 	var links link.Limits
 	links, nc.Limits, _ = limits()
+	nc.Limits.Rate = c.Relay.Rate * 1e6 / 8
 	h.wire, err = link.NewQUIC(pc, link.Config{Secret: nc.Secret, Accept: relay, Registered: nc.Store.Registered, Limits: links, Log: h.log.With("mod", "link")})
 	if err != nil {
 		pc.Close()

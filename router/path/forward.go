@@ -138,6 +138,29 @@ func turn(msg []byte, w *hop) []byte {
 }
 
 func (r *Relay) send(to neighbour, b *packet.Buffer) {
+	if r.throttle != nil {
+		r.throttle.push(b)
+		return
+	}
+	r.leave(to, b)
+}
+
+// resume sends what the throttle has held back: its trailer says where to.
+func (r *Relay) resume(b *packet.Buffer) {
+	_, _, id, _ := split(b.Data)
+	h := r.table.live(id)
+	switch {
+	case h == nil:
+		r.count.DroppedDead.Add(1)
+		b.Release()
+	case *id == h.tx && !h.terminal():
+		r.leave(neighbour{relay: h.up}, b)
+	default:
+		r.leave(h.down, b)
+	}
+}
+
+func (r *Relay) leave(to neighbour, b *packet.Buffer) {
 	if to.link != nil {
 		to.link.Send(b)
 		return

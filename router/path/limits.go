@@ -21,6 +21,7 @@ type Limits struct {
 	ClientRequest int // over one client connection; default 256
 	RelayRequest  int // over one relay; default 2,048
 	RequestBytes  int // bodies of all those, in bytes; default 32 MiB
+	Rate          int // bytes a second of datagrams that are sent for paths, shared fairly between them; 0: as many as come
 }
 
 // withDefaults fills in the zero fields.

@@ -26,6 +26,8 @@ type Relay struct {
 	count  relayCounters
 	table  table
 
+	throttle *throttle // nil: no bound
+
 	ctx    context.Context
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
@@ -63,6 +65,9 @@ func NewRelay(sec *key.Secret, mesh Mesh, local Local, limits Limits, log *slog.
 	}
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	r.table.init()
+	if r.limits.Rate > 0 {
+		r.throttle = newThrottle(r.limits.Rate, r.resume, func(n uint64) { r.count.DroppedRate.Add(n) })
+	}
 	return r
 }
 
@@ -74,6 +79,9 @@ func (r *Relay) Close() {
 		r.drop(r.due[0])
 	}
 	r.mu.Unlock()
+	if r.throttle != nil {
+		r.throttle.close()
+	}
 	r.cancel()
 	r.wg.Wait()
 }

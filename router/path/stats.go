@@ -30,13 +30,14 @@ type RelayStats struct {
 	DroppedType    uint64
 	DroppedDead    uint64 // our own, on a path that is gone
 	DroppedUnsent  uint64 // session_control that the link did not take
+	DroppedRate    uint64 // above the relay's rate
 }
 
 type relayCounters struct {
-	Builds, BuildsRefused, BuildsFailed, Expired                                                     atomic.Uint64
-	Requests, RequestsHere, RequestsRefused, RequestsLost, RepliesBad                                atomic.Uint64
-	Forwarded, Turned, Delivered, Sent                                                               atomic.Uint64
-	DroppedShort, DroppedLong, DroppedUnknown, DroppedPivot, DroppedType, DroppedDead, DroppedUnsent atomic.Uint64
+	Builds, BuildsRefused, BuildsFailed, Expired                                                                  atomic.Uint64
+	Requests, RequestsHere, RequestsRefused, RequestsLost, RepliesBad                                             atomic.Uint64
+	Forwarded, Turned, Delivered, Sent                                                                            atomic.Uint64
+	DroppedShort, DroppedLong, DroppedUnknown, DroppedPivot, DroppedType, DroppedDead, DroppedUnsent, DroppedRate atomic.Uint64
 }
 
 // Stats returns the counters.
@@ -48,7 +49,7 @@ func (r *Relay) Stats() RelayStats {
 		RequestsLost: c.RequestsLost.Load(), RepliesBad: c.RepliesBad.Load(),
 		Forwarded: c.Forwarded.Load(), Turned: c.Turned.Load(), Delivered: c.Delivered.Load(), Sent: c.Sent.Load(),
 		DroppedShort: c.DroppedShort.Load(), DroppedLong: c.DroppedLong.Load(), DroppedUnknown: c.DroppedUnknown.Load(),
-		DroppedPivot: c.DroppedPivot.Load(), DroppedType: c.DroppedType.Load(), DroppedDead: c.DroppedDead.Load(), DroppedUnsent: c.DroppedUnsent.Load(),
+		DroppedPivot: c.DroppedPivot.Load(), DroppedType: c.DroppedType.Load(), DroppedDead: c.DroppedDead.Load(), DroppedUnsent: c.DroppedUnsent.Load(), DroppedRate: c.DroppedRate.Load(),
 	}
 	r.mu.Lock()
 	s.Hops, s.Waiting = uint64(len(r.due)), uint64(r.builds+r.requests)
