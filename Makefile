@@ -6,7 +6,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := build
-.PHONY: build test check demo env fuzz fuzz-cover fuzz-long bench bench-go bench-net soak churn deb browser mutants clean help FORCE
+.PHONY: build test check demo env fuzz fuzz-cover fuzz-long bench bench-go bench-net floods soak churn deb browser mutants clean help FORCE
 
 FUZZTIME ?= 10s
 PKG ?= ./...
@@ -68,6 +68,9 @@ bench-net: .cache/env ## a relay alone and whole networks, beside Tor and wiregu
 	@$(with) go test -tags bench -c -o build/bench.test ./cmd/lokinetd
 	@$(with) exec build/bench.test -test.run '^TestBench$$' -test.timeout 0 -out build -tor .cache/tor \
 		-commit "$$(git describe --tags --always --dirty 2>/dev/null || echo unknown)" $(if $(BENCH_DOC),-doc docs/performance.md) $(BENCHARGS)
+
+floods: ## what is left of an honest flow while somebody floods its relay, with and without the bounds, into docs/floods.md: 15 minutes, as root
+	@$(MAKE) bench-net BENCHARGS="-only floods -floods-doc docs/floods.md $(BENCHARGS)"
 
 soak: .cache/env ## 200 MB each way through the demo's network, then days of simulated time in the test network; takes hours
 	@$(with) go test -tags root,soak -run TestDemoNetwork -count 1 -timeout 0 -v ./cmd/lokinetd/

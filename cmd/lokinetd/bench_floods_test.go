@@ -4,6 +4,8 @@ package main
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"math"
@@ -78,6 +80,8 @@ type flooded struct {
 	Others    float64 // CPU of the first core that was neither the relay's nor the honest pair's
 }
 
+var bounded = map[bool]string{false: "with bounds", true: "without"}
+
 // What others of this machine may take of the first core, and how often a flood is played again where they took more.
 const (
 	disturbed    = 0.05
@@ -101,16 +105,20 @@ func busyOf(core int) (busy float64) {
 }
 
 func (b *bench) floods() {
-	names := slices.Collect(func(yield func(string) bool) {
+	chosen := slices.Collect(func(yield func(string) bool) {
 		for _, f := range floods {
 			if (*floodKinds == "" || slices.Contains(strings.Split(*floodKinds, ";"), f.name)) && !yield(f.name) {
 				return
 			}
 		}
 	})
-	results := map[string]map[bool][]flooded{}
+	// What was measured of this commit before counts too, so that the floods can be played in parts.
+	results, kept := map[string]map[string][]flooded{}, filepath.Join(b.out, "floods-"+*benchMachine+".json")
+	if raw, err := os.ReadFile(kept); err == nil {
+		b.failed(kept, json.Unmarshal(raw, &results))
+	}
 	for round := range *floodRounds {
-		for _, name := range names {
+		for _, name := range chosen {
 			for _, unbounded := range []bool{false, true} {
 				if b.ctx.Err() != nil {
 					return
@@ -139,13 +147,16 @@ func (b *bench) floods() {
 				}
 				b.say("floods, round %d: %-22s without bounds %-5v  free %6.0f/s  delivered %5.1f %%  relay %3.0f %%  others %2.0f %%  attacks %.0f/s", round+1, name, unbounded, r.Free, r.Delivered*100, r.Relay*100, r.Others*100, r.Attacks)
 				if results[name] == nil {
-					results[name] = map[bool][]flooded{}
+					results[name] = map[string][]flooded{}
 				}
-				results[name][unbounded] = append(results[name][unbounded], r)
+				mode := bounded[unbounded]
+				results[name][mode] = append(results[name][mode], r)
 			}
 		}
 	}
-	text := floodsTable(b.report, names, results)
+	raw, err := json.Marshal(results)
+	b.failed("results of floods", errors.Join(err, os.WriteFile(kept, raw, 0o644)))
+	text := floodsTable(b.report, results)
 	fmt.Print(text)
 	b.failed("table of floods", os.WriteFile(filepath.Join(b.out, "floods.md"), []byte(text), 0o644))
 	if *floodDoc != "" {
@@ -154,12 +165,12 @@ func (b *bench) floods() {
 }
 
 // floodsTable is the result in Markdown.
-func floodsTable(r *report, names []string, results map[string]map[bool][]flooded) string {
+func floodsTable(r *report, results map[string]map[string][]flooded) string {
 	var t strings.Builder
 	for _, m := range r.Machine {
 		fmt.Fprintf(&t, "- %s: %s\n", m[0], m[1])
 	}
-	fmt.Fprintf(&t, "- medians of %d rounds, %v each flood\n\n", *floodRounds, floodFor)
+	fmt.Fprintf(&t, "- medians of %d rounds, %v each flood\n\n", len(results[floods[0].name][bounded[false]]), floodFor)
 	t.WriteString("| flood | delivered | without bounds | CPU of the relay | without bounds | attacks a second | without bounds | what it is |\n|---|---|---|---|---|---|---|---|\n")
 	middle := func(all []flooded, f func(flooded) float64) float64 {
 		var v []float64
@@ -172,10 +183,12 @@ func floodsTable(r *report, names []string, results map[string]map[bool][]floode
 		}
 		return v[len(v)/2]
 	}
-	for _, name := range names {
-		with, without := results[name][false], results[name][true]
-		i := slices.IndexFunc(floods, func(f flood) bool { return f.name == name })
-		fmt.Fprintf(&t, "| %s |", name)
+	for _, flood := range floods {
+		with, without := results[flood.name][bounded[false]], results[flood.name][bounded[true]]
+		if len(with) == 0 {
+			continue
+		}
+		fmt.Fprintf(&t, "| %s |", flood.name)
 		for _, f := range []struct {
 			of   func(flooded) float64
 			unit string
@@ -186,7 +199,7 @@ func floodsTable(r *report, names []string, results map[string]map[bool][]floode
 		} {
 			fmt.Fprintf(&t, " %.0f%s | %.0f%s |", middle(with, f.of), f.unit, middle(without, f.of), f.unit)
 		}
-		fmt.Fprintf(&t, " %s |\n", floods[i].what)
+		fmt.Fprintf(&t, " %s |\n", flood.what)
 	}
 	return t.String()
 }

@@ -487,9 +487,11 @@ const (
 // share divides that among the connections. Callers hold mu.
 func (q *QUIC) share() {
 	if t, ok := any(q.tr).(interface{ LimitUnprocessed(packets int) }); ok {
-		t.LimitUnprocessed(max(unreadAll/max(1, q.inbound), unreadLeast))
+		t.LimitUnprocessed(q.unread())
 	}
 }
+
+func (q *QUIC) unread() int { return max(unreadAll/max(1, q.inbound), unreadLeast) }
 
 // shook notes that the handshake of a has ended. Callers hold mu.
 func (q *QUIC) shook(a *admission) {

@@ -1,0 +1,149 @@
+package link
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"lokinetd/router/packet"
+)
+
+// Floods against an endpoint, in fake time. What real processes make of them is measured by `make floods`.
+
+// One source begins handshakes as fast as it can; another one comes in between.
+func TestHandshakeFlood(t *testing.T) {
+	inSim(t, func(t *testing.T, n *simNet) {
+		b := run(t, n.socket(addrOf(1)), &node{}, Config{Accept: true})
+		defer b.stop()
+		a := run(t, n.socket(addrOf(2)), &node{}, Config{})
+		defer a.stop()
+		ok := 0
+		for range 2 * sourceBurst {
+			c, err := a.quic.Dial(ctxb, b.addr, b.secret.Public(), Client)
+			if err == nil {
+				ok++
+				c.Close(CodeNormal)
+			}
+		}
+		if least, most := sourceBurst, sourceBurst+4*sourceRate; ok < least || ok > most {
+			t.Errorf("%d connections of one source, not %d to %d", ok, least, most)
+		}
+		other := run(t, n.socket(addrOf(3)), &node{}, Config{})
+		defer other.stop()
+		if _, err := other.quic.Dial(ctxb, b.addr, b.secret.Public(), Client); err != nil {
+			t.Errorf("another source: %v", err)
+		}
+	})
+}
+
+// More come at once than are looked at: the others' next packets are, in time.
+func TestStrangers(t *testing.T) {
+	inSim(t, func(t *testing.T, n *simNet) {
+		const limit, come = 5, 12
+		b := run(t, n.socket(addrOf(1)), &node{}, Config{Accept: true, Limits: Limits{Strangers: limit}})
+		defer b.stop()
+		if !hookedQUIC(b.quic) {
+			t.Skip("over the original quic-go")
+		}
+		time.Sleep(time.Second)
+		var wg sync.WaitGroup
+		var failed atomic.Int64
+		for i := range come {
+			a := run(t, n.socket(addrOf(10+i)), &node{}, Config{})
+			defer a.stop()
+			wg.Go(func() {
+				if _, err := a.quic.Dial(ctxb, b.addr, b.secret.Public(), Client); err != nil {
+					failed.Add(1)
+				}
+			})
+		}
+		time.Sleep(8 * time.Millisecond) // the first packets are there, and no second ones
+		if s := b.quic.Stats(); s.Inbound > limit {
+			t.Errorf("%d handshakes were begun at once, not %d", s.Inbound, limit)
+		}
+		wg.Wait()
+		if failed.Load() > 0 {
+			t.Errorf("%d of %d failed", failed.Load(), come)
+		}
+	})
+}
+
+func hookedQUIC(q *QUIC) bool {
+	_, ok := any(q.tr).(interface{ LimitStrangers(int) })
+	return ok
+}
+
+// Readers of an endpoint that accepts take turns.
+func TestReadersTakeTurns(t *testing.T) {
+	inSim(t, func(t *testing.T, n *simNet) {
+		b := run(t, n.socket(addrOf(1)), &node{}, Config{Accept: true})
+		defer b.stop()
+		a := run(t, n.socket(addrOf(2)), &node{}, Config{})
+		defer a.stop()
+		c, err := a.quic.Dial(ctxb, b.addr, b.secret.Public(), Client)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.quic.turns.take(prefixOf(9), false)
+		ctx, cancel := context.WithTimeout(ctxb, 3*time.Second)
+		defer cancel()
+		if _, err := c.Request(ctx, "x", nil); err != ErrTimeout {
+			t.Errorf("a request was read out of turn: %v", err)
+		}
+		b.quic.turns.end(0)
+		if _, err := c.Request(ctxb, "x", nil); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// Peers that do not read make datagrams wait: those of all together are bounded, and an idle queue still takes some.
+func TestQueuedAll(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		before := packet.InUse()
+		var all atomic.Int64
+		queues := make([]*datagramQueue, 200)
+		for i := range queues {
+			queues[i] = newDatagramQueue(2_000_000, 1024)
+			queues[i].all = &all
+			for range 2000 {
+				queues[i].push(bufferOf(make([]byte, 100)), time.Now())
+			}
+		}
+		sum := uint64(0)
+		for _, q := range queues {
+			sum += q.len()
+			if q.len() < queuedFree {
+				t.Errorf("a queue holds %d", q.len())
+			}
+		}
+		if most := uint64(queuedAll + len(queues)*queuedFree); sum > most || sum != uint64(all.Load()) {
+			t.Errorf("%d datagrams wait, %d were counted, %d may", sum, all.Load(), most)
+		}
+		var batch [64]*packet.Buffer
+		for n := queues[0].pop(batch[:], time.Now()); n > 0; n = queues[0].pop(batch[:], time.Now()) {
+			for _, b := range batch[:n] {
+				b.Release()
+			}
+		}
+		for _, q := range queues {
+			q.close()
+		}
+		if all.Load() != 0 || packet.InUse() != before {
+			t.Errorf("%d are counted when nothing waits, %d buffers left", all.Load(), packet.InUse()-before)
+		}
+	})
+}
+
+// What connections hold unread shrinks with their number.
+func TestUnreadShares(t *testing.T) {
+	for _, c := range []struct{ connections, each int }{{0, unreadAll}, {1, unreadAll}, {1024, 128}, {4096, unreadLeast}} {
+		q := &QUIC{inbound: c.connections}
+		if got := q.unread(); got != c.each {
+			t.Errorf("%d connections: %d packets each, not %d", c.connections, got, c.each)
+		}
+	}
+}
