@@ -527,3 +527,48 @@ func TestOlderSession(t *testing.T) {
 		want(t, "a", a.take(), "!x")
 	})
 }
+
+// TestUnanswered: to call a remote that does not answer costs a look-up every few seconds and remembers no path that is gone, for however long it goes on and whatever becomes of the paths.
+func TestUnanswered(t *testing.T) {
+	inBubble(t, func(t *testing.T, f *fabric) {
+		a, b := f.pair()
+		f.lose = func(m *flying) bool { return m.what == "init" }
+		const lasts = 10 * time.Minute
+		for at := time.Duration(0); at < lasts; at += 2 * time.Second {
+			a.send(b, "x")
+			f.run(2 * time.Second)
+			a.table.lock()
+			c := a.table.remotes[b.addr()].call
+			n, in := len(c.tried), c.path
+			a.table.unlock()
+			if n > 8 {
+				t.Fatalf("%d paths are remembered after %v", n, at)
+			}
+			for _, p := range a.outbound().all() {
+				if onion(p) != in && at%(10*time.Second) == 0 {
+					p.kill(true)
+				}
+			}
+		}
+		n := a.table.Stats().Lookups
+		if most := uint64(looksAtOnce+lasts/looksEvery) + 5; n > most || n < uint64(lasts/looksEvery)/2 {
+			t.Errorf("%d look-ups", n)
+		}
+	})
+}
+
+// TestDivertFromNone: the path in use may have ended when another one is taken.
+func TestDivertFromNone(t *testing.T) {
+	inBubble(t, func(t *testing.T, f *fabric) {
+		a, b := f.settled()
+		a.table.lock()
+		c := a.table.remotes[b.addr()].call
+		to := c.path
+		c.path = nil
+		a.table.divert(c, to, time.Now())
+		if c.path != to {
+			t.Error("it was not taken")
+		}
+		a.table.unlock()
+	})
+}
