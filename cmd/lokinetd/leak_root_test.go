@@ -46,7 +46,7 @@ const (
 )
 
 // roles are what this program does in the nodes of the lab.
-var roles = map[string]func(args []string){"role-witness": roleWitness, "role-restless": roleRestless}
+var roles = map[string]func(args []string){"role-witness": roleWitness, "role-restless": roleRestless, "role-mallory": roleMallory, "role-tap": roleTap}
 
 // ours says which of our ranges a frame that leaves the host is about, or else which of our names is in it; "": none.
 func ours(frame []byte) (address, name string) {
