@@ -72,6 +72,14 @@ func FuzzClientFile(f *testing.F) {
 	if _, err := readClient(dir); err == nil {
 		f.Fatal("a folder is a client")
 	}
+	if err := os.WriteFile(filepath.Join(dir, "README"), nil, 0o600); err != nil {
+		f.Fatal(err)
+	}
+	for _, dir := range []string{dir, filepath.Join(dir, "none")} {
+		if list, err := readClients(dir); err == nil || list == nil || len(list) > 0 {
+			f.Fatal(list, err)
+		}
+	}
 	file := filepath.Join(dir, "a"+clientSuffix)
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		if err := os.WriteFile(file, raw, 0o600); err != nil {

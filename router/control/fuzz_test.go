@@ -42,7 +42,7 @@ func FuzzRequest(f *testing.F) {
 				}
 			}
 		}
-		ctx, cancel := context.WithCancel(context.WithValue(context.Background(), allowedKey{}, may))
+		ctx, cancel := context.WithCancel(context.WithValue(context.WithValue(context.Background(), http.ServerContextKey, new(http.Server)), allowedKey{}, may))
 		cancel() // events would not end
 		w := httptest.NewRecorder()
 		handler.ServeHTTP(w, r.WithContext(ctx))
