@@ -340,6 +340,9 @@ func (h *host) openClient(ctx context.Context) (err error) {
 	}
 	h.parts.run("packet pump", hostLimit, h.pump.Run)
 	h.parts.run("addresses", hostLimit, h.watchSessions)
+	if h.userSpace() == nil {
+		h.meetPrograms()
+	}
 	h.openForwards()
 	if err := h.openProxy(); err != nil {
 		return err

@@ -74,10 +74,11 @@ func newBench(t *testing.T) *bench {
 		prefixes: func(string, []netip.Prefix) ([]netip.Prefix, error) {
 			return []netip.Prefix{netip.MustParsePrefix("172.16.0.0/16")}, b.fails("prefixes")
 		},
-		find:   func(name string) (netif.Changes, error) { return netif.Changes{Interface: name}, nil },
-		notify: func(s string) { b.event(strings.SplitN(s, "\nMONO", 2)[0]) },
-		keep:   func(string, *os.File) error { return nil },
-		reload: make(chan os.Signal, 1),
+		find:        func(name string) (netif.Changes, error) { return netif.Changes{Interface: name}, nil },
+		connections: func() ([]netif.Connection, error) { return nil, nil },
+		notify:      func(s string) { b.event(strings.SplitN(s, "\nMONO", 2)[0]) },
+		keep:        func(string, *os.File) error { return nil },
+		reload:      make(chan os.Signal, 1),
 	}
 	return b
 }

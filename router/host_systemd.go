@@ -35,6 +35,8 @@ type system struct {
 	openDevice func(netif.DeviceConfig) (device, error)
 	prefixes   func(name string, own []netip.Prefix) ([]netip.Prefix, error)
 	find       func(name string) (netif.Changes, error)
+	// connections are the host's TCP connections.
+	connections func() ([]netif.Connection, error)
 
 	managed  bool          // a service manager started us, and will start us again
 	notify   func(string)  // tells it something
@@ -61,8 +63,8 @@ func newSystem(log *slog.Logger) *system {
 			return d, nil
 		},
 		prefixes: netif.HostPrefixes,
-		find:     netif.Find,
-		managed:  os.Getenv("NOTIFY_SOCKET") != "",
+		find:     netif.Find, connections: netif.Connections,
+		managed: os.Getenv("NOTIFY_SOCKET") != "",
 		notify: func(state string) {
 			if _, err := daemon.SdNotify(false, state); err != nil {
 				log.Warn("the service manager cannot be told", "state", state, "err", err)

@@ -456,11 +456,15 @@ func (t *Table) doubt(c *call, now time.Time) {
 			t.widen(c, 0)
 		}
 	}
+	pinged := c.probe.tries >= 4 // in vain, over all paths
+	if pinged {
+		asked = max(asked, t.at(c.probe.began))
+	}
 	if cur := c.r.current.Load(); asked <= answered || cur != nil && !cur.outbound {
 		return
 	}
 	last := t.when(asked)
-	if c.probe.answers && c.doubts == 0 && c.probe.tries < 4 { // it was there a moment ago, perhaps without anything to say; or watch acts
+	if c.probe.answers && c.doubts == 0 && !pinged { // it was there a moment ago, perhaps without anything to say; or watch acts
 		strange := s.strange.Load()
 		if strange < asked {
 			return
@@ -471,12 +475,12 @@ func (t *Table) doubt(c *call, now time.Time) {
 		t.refresh(c, now)
 	}
 	if c.doubted.After(last) {
-		if t.when(s.said.Load()).Before(c.doubted) {
+		if !pinged && t.when(s.said.Load()).Before(c.doubted) {
 			return
 		}
 		last = c.doubted
 	}
-	if w := s.route.Load(); c.doubts > 0 && w != nil && (w.used.Load() == 0 || t.at(now)-w.used.Load() < int64(quietTime(c.path)/2)) {
+	if w := s.route.Load(); !pinged && c.doubts > 0 && w != nil && (w.used.Load() == 0 || t.at(now)-w.used.Load() < int64(quietTime(c.path)/2)) {
 		return // the path that we took then has not been tested yet
 	}
 	if now.Before(last.Add(min(max(first, c.patience), most))) {

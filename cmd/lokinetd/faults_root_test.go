@@ -1,0 +1,157 @@
+//go:build root
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"lokinetd/netif/lab"
+	"lokinetd/router/control"
+	"lokinetd/router/key"
+)
+
+// download is a download that runs in a node.
+type download struct {
+	arrivals
+	t    *testing.T
+	cmd  *lab.Cmd
+	said demoLog
+	done chan struct{} // closed when it has ended
+	err  error         // then
+}
+
+func startDownload(t *testing.T, n *lab.Node, url string) *download {
+	t.Helper()
+	d := &download{t: t, done: make(chan struct{})}
+	d.cmd = n.Command("curl", "-sS", "--no-buffer", url)
+	d.cmd.Stdout, d.cmd.Stderr = d, &d.said
+	if err := d.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		d.err = d.cmd.Wait()
+		close(d.done)
+	}()
+	for end := time.Now().Add(20 * time.Second); !d.calm(20_000); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("no download from %s: %s", url, d.said.String())
+		}
+	}
+	return d
+}
+
+func (d *download) stop() {
+	d.cmd.Signal(syscall.SIGKILL)
+	<-d.done
+}
+
+// goesOn says how long after now something comes again. False: it has ended instead, which took so long, or neither came to pass in time.
+func (d *download) goesOn(limit time.Duration) (time.Duration, bool) {
+	began := time.Now()
+	_, before := d.silence()
+	for time.Since(began) < limit {
+		select {
+		case <-d.done:
+			return time.Since(began), false
+		case <-time.After(10 * time.Millisecond):
+		}
+		if d.calm(before) {
+			return time.Since(began), true
+		}
+	}
+	return limit, false
+}
+
+// TestFaults: what a running TCP connection goes through besides the loss of relays: links that are cut, addresses that change, and daemons that are killed and started again.
+func TestFaults(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	defer cancel()
+	d, must := demoOf(ctx, t)
+	defer d.close()
+	fleetOf(t, d)
+	host, err := d.client("host", "10.77.0.101", fmt.Sprintf("[[service]]\nname = \"web\"\nkey = %q\nports = [\"tcp/80\"]\n", d.pageKey()))
+	must(err)
+	defer serveAt(t, host.node, ":80", http.HandlerFunc(streams))()
+	url := "http://" + key.Address{Key: d.page.Public()}.String() + "/paced"
+	served := func(s control.Status) bool { return len(s.Endpoints) == 2 && s.Endpoints[1].PublishedAt != nil }
+	must(host.wait(ctx, served))
+	ready := func(s control.Status) bool { return s.State == control.Ready }
+	lasting := filepath.Join(d.dir, "lasting.key")
+	must(key.Generate().Save(lasting))
+	fresh, err := d.client("fresh", "10.77.0.110", "")
+	must(err)
+	kept, err := d.client("kept", "10.77.0.111", fmt.Sprintf("[client]\nkey = %q\n", lasting))
+	must(err)
+	must(fresh.wait(ctx, ready))
+	must(kept.wait(ctx, ready))
+	sh := func(h *demoHost, script string) {
+		t.Helper()
+		if out, err := h.node.Command("sh", "-ec", script).CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v: %s", script, err, out)
+		}
+	}
+
+	// The way to the network is cut for three seconds, at the client and at the service.
+	for _, h := range []*demoHost{fresh, host} {
+		l := startDownload(t, fresh.node, url)
+		sh(h, "ip link set eth0 down; sleep 3; ip link set eth0 up")
+		after, ok := l.goesOn(10 * time.Second)
+		t.Logf("the link of %s is cut for 3 s: goes on %v after: %v", h.name, ok, after)
+		if !ok || after > 5*time.Second {
+			t.Errorf("the link of %s is cut for 3 s: the download does not go on within 5 s: %v %s", h.name, l.err, l.said.String())
+		}
+		l.stop()
+	}
+
+	// Another address, at the client and at the service.
+	for i, h := range []*demoHost{fresh, host} {
+		l := startDownload(t, fresh.node, url)
+		sh(h, fmt.Sprintf("ip addr flush dev eth0; sleep 0.3; ip addr add 10.77.0.%d/16 dev eth0", 201+i))
+		after, ok := l.goesOn(10 * time.Second)
+		t.Logf("another address of %s: goes on %v after %v", h.name, ok, after)
+		if !ok || after > 5*time.Second {
+			t.Errorf("another address of %s: the download does not go on within 5 s: %v %s", h.name, l.err, l.said.String())
+		}
+		l.stop()
+	}
+
+	// Daemons that are killed and started again.
+	again := func(h *demoHost, up func(control.Status) bool) {
+		t.Helper()
+		must(h.cmd.Signal(syscall.SIGKILL))
+		h.cmd.Wait()
+		must(h.start())
+		must(h.wait(ctx, up))
+	}
+	for _, x := range []struct {
+		what   string
+		h      *demoHost
+		client *demoHost
+		up     func(control.Status) bool
+	}{
+		{"the service's daemon", host, fresh, served},
+		{"the daemon of a client with a lasting key", kept, kept, ready},
+		{"the daemon of a client with a new key each time", fresh, fresh, ready},
+	} {
+		l := startDownload(t, x.client.node, url)
+		again(x.h, x.up)
+		after, ok := l.goesOn(15 * time.Second)
+		ended := false
+		select {
+		case <-l.done:
+			ended = true
+		default:
+		}
+		t.Logf("%s is killed and started again: goes on %v, ended %v, %v after: %v %s", x.what, ok, ended, after, l.err, l.said.String())
+		l.stop()
+	}
+	if t.Failed() {
+		t.Logf("the client's log:\n%s\nthe service's:\n%s", fresh.log.String(), host.log.String())
+	}
+}
