@@ -4,10 +4,14 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"lokinetd/router/key"
+	"lokinetd/router/packet"
 )
 
 // Connection is a TCP connection of the host's, as its kernel sees it.
@@ -68,4 +72,16 @@ func (d *socketDiag) Serialize() []byte {
 	b = binary.NativeEndian.AppendUint32(b, id.Interface)
 	b = binary.NativeEndian.AppendUint32(b, id.Cookie[0])
 	return binary.NativeEndian.AppendUint32(b, id.Cookie[1])
+}
+
+// Resume lets in what a remote answers on a connection that one of our programs had with it through an earlier run. It does so for the time of a connection
+// that is being opened: it goes on, or the program does not care.
+func (e *Endpoint) Resume(remote key.Address, c Connection, now time.Time) {
+	k := flowKey{remote: remote, version: 4, proto: packet.ProtoTCP, local: c.Local.Port(), port: c.Remote.Port()}
+	if c.Local.Addr().Is6() {
+		k.version = 6
+	}
+	e.flows.mu.Lock()
+	defer e.flows.mu.Unlock()
+	e.flows.flows.put(k, remote, now).expiry = now.Add(flowOpening)
 }

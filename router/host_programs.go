@@ -14,7 +14,7 @@ const (
 )
 
 // meetPrograms looks, at a start, at the TCP connections that this host's programs had through an earlier run. They may wait for ever, since who only reads sends nothing,
-// and the remote does not know where we are now. One whose remote has its address still, as with a lasting key, goes on: the remote is called. The others are ended: the identity that
+// and the remote does not know where we are now. One whose remote has its address still, as with a lasting key, goes on: the remote is called, and may answer. The others are ended: the identity that
 // they belonged to is gone.
 func (h *host) meetPrograms() {
 	all, err := h.sys.connections()
@@ -37,6 +37,7 @@ func (h *host) meetPrograms() {
 			ended++
 		} else if len(call) < connectionsMost {
 			call[remote] = true
+			e.place.Load().Resume(remote, c, now)
 		}
 	}
 	if ended+len(call) == 0 {

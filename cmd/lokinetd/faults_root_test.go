@@ -75,7 +75,7 @@ func TestFaults(t *testing.T) {
 	d, must := demoOf(ctx, t)
 	defer d.close()
 	fleetOf(t, d)
-	host, err := d.client("host", "10.77.0.101", fmt.Sprintf("[[service]]\nname = \"web\"\nkey = %q\nports = [\"tcp/80\"]\n", d.pageKey()))
+	host, err := d.client("host", "10.77.0.101", fmt.Sprintf(debug+"[[service]]\nname = \"web\"\nkey = %q\nports = [\"tcp/80\"]\n", d.pageKey()))
 	must(err)
 	defer serveAt(t, host.node, ":80", http.HandlerFunc(streams))()
 	url := "http://" + key.Address{Key: d.page.Public()}.String() + "/paced"
@@ -84,9 +84,9 @@ func TestFaults(t *testing.T) {
 	ready := func(s control.Status) bool { return s.State == control.Ready }
 	lasting := filepath.Join(d.dir, "lasting.key")
 	must(key.Generate().Save(lasting))
-	fresh, err := d.client("fresh", "10.77.0.110", "")
+	fresh, err := d.client("fresh", "10.77.0.110", debug)
 	must(err)
-	kept, err := d.client("kept", "10.77.0.111", fmt.Sprintf("[client]\nkey = %q\n", lasting))
+	kept, err := d.client("kept", "10.77.0.111", fmt.Sprintf(debug+"[client]\nkey = %q\n", lasting))
 	must(err)
 	must(fresh.wait(ctx, ready))
 	must(kept.wait(ctx, ready))
@@ -134,21 +134,21 @@ func TestFaults(t *testing.T) {
 		h      *demoHost
 		client *demoHost
 		up     func(control.Status) bool
+		lives  bool // the connection; else it ends at once
 	}{
-		{"the service's daemon", host, fresh, served},
-		{"the daemon of a client with a lasting key", kept, kept, ready},
-		{"the daemon of a client with a new key each time", fresh, fresh, ready},
+		{"the service's daemon", host, fresh, served, true},
+		{"the daemon of a client with a lasting key", kept, kept, ready, true},
+		{"the daemon of a client with a new key each time", fresh, fresh, ready, false},
 	} {
 		l := startDownload(t, x.client.node, url)
+		time.Sleep(6 * time.Second) // whose address is whose has been saved
+		x.client.log.Reset()
 		again(x.h, x.up)
 		after, ok := l.goesOn(15 * time.Second)
-		ended := false
-		select {
-		case <-l.done:
-			ended = true
-		default:
+		t.Logf("%s is killed and started again: goes on %v after %v", x.what, ok, after)
+		if ok != x.lives || !ok && after > time.Second {
+			t.Errorf("%s is killed and started again: goes on %v, after %v %v %s\n%s", x.what, ok, after, l.err, l.said.String(), x.client.log.String())
 		}
-		t.Logf("%s is killed and started again: goes on %v, ended %v, %v after: %v %s", x.what, ok, ended, after, l.err, l.said.String())
 		l.stop()
 	}
 	if t.Failed() {

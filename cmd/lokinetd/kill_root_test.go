@@ -29,6 +29,9 @@ const (
 	killMost   = 4 * time.Second
 )
 
+// debug has a daemon tell what its sessions and paths do.
+const debug = "[log]\nlevel = \"*=info,session=debug,path=debug\"\n"
+
 // fleet is the demo's relays, which can be killed and started again.
 type fleet struct {
 	t    *testing.T
@@ -175,7 +178,6 @@ func killWorld(t *testing.T, world int) (all []killed) {
 	d, must := demoOf(ctx, t)
 	defer d.close()
 	f := fleetOf(t, d)
-	const debug = "[log]\nlevel = \"*=info,session=debug,path=debug\"\n"
 	host, err := d.client("host", "10.77.0.101", fmt.Sprintf(debug+"[[service]]\nname = \"web\"\nkey = %q\nports = [\"tcp/80\"]\n", d.pageKey()))
 	must(err)
 	defer serveAt(t, host.node, ":80", http.HandlerFunc(streams))()
