@@ -168,7 +168,7 @@ func FuzzSession(f *testing.F) {
 	dict := func(method string, param []byte) []byte {
 		return bt.NewDict(nil).String("e", method).Bytes("p", param).End()
 	}
-	for kind := range uint8(8) {
+	for kind := range uint8(32) {
 		for _, plain := range [][]byte{
 			nil, {0}, {1}, []byte("packet\x00"), []byte("packet\x01"), []byte("packet\x02"), []byte("de"), dict(methodClose, nil), dict(methodAccept, oldAcceptParam(5)), dict(methodContact, []byte("de")),
 			dict(methodSwitch, switchParam(fillID(1))), dict(methodSwitch, switchParam(fillID(2))), dict(methodSwitch, nil), dict("other", nil), dict(methodPing, []byte("de")), dict(methodPong, []byte("de")),
@@ -191,13 +191,19 @@ func FuzzSession(f *testing.F) {
 		now := time.Now()
 		session := func(of key.Public, tag uint32, ks keys) *session {
 			s := &session{r: b.remote(key.Address{Key: of}), own: tag, keys: ks, since: now, outbound: kind&4 != 0}
-			s.route.Store(&route{via: sink{}})
+			s.route.Store(&route{via: sink{}, since: b.at(now.Add(time.Hour))}) // a lost switch would be sent again, which takes a whole call
 			b.add(s, now)
 			return s
 		}
+		via := carrier(sink{})
 		if s := session(alice.Public(), 6, own); s.outbound { // and called, with a ping on its way
-			s.r.call = &call{r: s.r, session: s}
-			s.r.call.probe.sent = []ping{{n: 1, over: new(fakePath)}}
+			at := &sinkPath{}
+			c := &call{r: s.r, session: s}
+			c.probe.sent = []ping{{n: 1, over: at, at: now}, {n: 2, over: &sinkPath{}, at: now}}
+			if c.probe.tries = int(kind >> 4 & 1); kind&8 != 0 {
+				c.path = at
+			}
+			s.r.call, via = c, at
 		}
 		session(carol.Public(), 7, keys{out: fill(1), in: fill(2), peer: 3})
 		b.datagram(sink{}, buffer(plain[:min(len(plain), tagSize-1)], seal.Nonce{}))
@@ -209,13 +215,13 @@ func FuzzSession(f *testing.F) {
 			for range 2 { // the second is a copy
 				switch kind & 3 {
 				case 0:
-					b.datagram(sink{}, buffer(message(sealed, tag, nil), n))
+					b.datagram(via, buffer(message(sealed, tag, nil), n))
 				case 1:
-					b.controlled(sink{}, path.TypeControl, message(sealed, tag, nil), n)
+					b.controlled(via, path.TypeControl, message(sealed, tag, nil), n)
 				case 2:
-					b.controlled(sink{}, path.TypeHandshake, message(bt.NewDict(nil).String("", "s").Bytes("S", sealed).Bytes("i", nil).End(), tag, nil), n)
+					b.controlled(via, path.TypeHandshake, message(bt.NewDict(nil).String("", "s").Bytes("S", sealed).Bytes("i", nil).End(), tag, nil), n)
 				case 3: // the rest is the init for who does not know the session
-					b.controlled(sink{}, path.TypeHandshake, message(bt.NewDict(nil).String("", "s").Bytes("S", []byte("S")).Bytes("i", plain).End(), tag, nil), n)
+					b.controlled(via, path.TypeHandshake, message(bt.NewDict(nil).String("", "s").Bytes("S", []byte("S")).Bytes("i", plain).End(), tag, nil), n)
 				}
 			}
 		}
@@ -230,6 +236,17 @@ func FuzzSession(f *testing.F) {
 		}
 	})
 }
+
+// sinkPath is such a path of ours.
+type sinkPath struct {
+	sink
+	fakePath
+}
+
+func (p *sinkPath) id() path.ID                      { return p.sink.id() }
+func (p *sinkPath) live(now time.Time) bool          { return true }
+func (p *sinkPath) send(b *packet.Buffer)            { p.sink.send(b) }
+func (p *sinkPath) control(byte, []byte, seal.Nonce) {}
 
 // sink is a path that lives and loses everything.
 type sink struct{}
