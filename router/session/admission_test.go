@@ -183,3 +183,39 @@ func TestOnlyProven(t *testing.T) {
 		want(t, "alice herself", a.take(), "!x")
 	})
 }
+
+// TestRestartAtLimit: a remote that restarts takes the place of its own silent session where there is no other; a copy of its old init does not take that of one in use.
+func TestRestartAtLimit(t *testing.T) {
+	inBubble(t, func(t *testing.T, f *fabric) {
+		b := f.client(bob, func(c *Config) { c.Limits.Sessions = 1 })
+		a := f.client(alice, nil)
+		f.run(5 * time.Second)
+		b.echo = true
+		var first *flying
+		f.lose = func(m *flying) bool {
+			if m.what == "init" && first == nil {
+				first = m
+			}
+			return false
+		}
+		a.send(b, "?x")
+		f.run(time.Second)
+		want(t, "a", a.take(), "!x")
+		a.crash(nil)
+		start := time.Now()
+		f.wait(30*time.Second, "an answer after the restart", func() bool {
+			a.send(b, "?y")
+			return len(a.take()) > 0
+		})
+		if d := time.Since(start); d > 12*time.Second {
+			t.Errorf("took %v", d)
+		}
+		a.send(b, "?z")
+		f.run(time.Second)
+		before := b.table.Stats().DropFull
+		first.land()
+		if l := b.with(a); b.table.Stats().DropFull != before+1 || len(l) != 1 || l[0].State != Established {
+			t.Errorf("%+v", l)
+		}
+	})
+}

@@ -185,10 +185,11 @@ func (t *Table) sendAccept(s *session) {
 }
 
 // room makes room for one more inbound session, at the cost of those of remotes that were not heard again after their init, the oldest first. Without
-// such ones a remote's own longest silent session goes.
+// such ones a remote's own longest silent session goes: when it has restarted, that is. One that was heard just now stays, for the init may be a copy of an old one.
 func (t *Table) room(addr key.Address, via carrier, now time.Time) bool {
 	var all, unsure, here int
 	var oldest, oldestHere, own *session
+	many := false // too many of this remote
 	older := func(a, b *session) *session {
 		if a == nil || b.since.Before(a.since) {
 			return b
@@ -222,18 +223,19 @@ func (t *Table) room(addr key.Address, via carrier, now time.Time) bool {
 				own = s
 			}
 		}
-		if count < remoteSets {
-			own = nil
-		}
+		many = count >= remoteSets
 	}
 	switch {
-	case own != nil:
+	case many:
 		t.remove(own, now)
 	case here >= max(1, t.c.Limits.Unsure/4):
 		t.remove(oldestHere, now)
 	case unsure >= t.c.Limits.Unsure, all >= t.c.Limits.Sessions && unsure > 0:
 		t.remove(oldest, now)
-	case all >= t.c.Limits.Sessions:
+	case all < t.c.Limits.Sessions:
+	case own != nil && t.at(now)-t.lastHeard(own) >= int64(quietMax):
+		t.remove(own, now)
+	default:
 		return false
 	}
 	return true
