@@ -108,11 +108,11 @@ func ListenMetrics(listen netip.AddrPort, socket, group string, collect func() [
 	})
 	onSocket := peer(uint32(os.Getuid()), uint32(gid))
 	s.http = http.Server{
-		Handler:           mux,
-		ReadHeaderTimeout: 5 * time.Second,
-		WriteTimeout:      10 * time.Second,
-		IdleTimeout:       2 * time.Minute,
-		MaxHeaderBytes:    maxHeader,
+		Handler:        mux,
+		ReadTimeout:    askTime,
+		WriteTimeout:   10 * time.Second,
+		IdleTimeout:    2 * time.Minute,
+		MaxHeaderBytes: maxHeader,
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			if _, unix := c.(*conn).Conn.(*net.UnixConn); unix {
 				return onSocket(ctx, c)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -47,7 +48,8 @@ func Errorf(code, format string, args ...any) error {
 const (
 	maxConns    = 32               // connections at a time
 	maxHeader   = 8 << 10          // bytes of a request's header
-	requestTime = 90 * time.Second // the longest action
+	askTime     = 10 * time.Second // for a request to come in whole
+	requestTime = 90 * time.Second // the longest action, and for an event to be taken
 )
 
 // Server answers on one unix socket. It lets in root, the daemon's own user and
@@ -65,13 +67,13 @@ func Listen(path, group string, api API, log *slog.Logger) (*Server, error) {
 	}
 	s := &Server{ln: ln}
 	s.http = http.Server{
-		Handler:           routes(api),
-		ReadHeaderTimeout: 5 * time.Second,
-		WriteTimeout:      requestTime,
-		IdleTimeout:       time.Minute,
-		MaxHeaderBytes:    maxHeader,
-		ConnContext:       peer(uint32(os.Getuid()), uint32(gid)),
-		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		Handler:        routes(api),
+		ReadTimeout:    askTime,
+		WriteTimeout:   requestTime,
+		IdleTimeout:    time.Minute,
+		MaxHeaderBytes: maxHeader,
+		ConnContext:    peer(uint32(os.Getuid()), uint32(gid)),
+		ErrorLog:       slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
 	return s, nil
 }
@@ -210,10 +212,15 @@ func routes(api API) http.Handler {
 				return
 			}
 			r.Body = http.MaxBytesReader(w, r.Body, 64<<10)
-			if err := r.ParseForm(); err != nil {
+			err := r.ParseForm()
+			if err == nil {
+				_, err = io.Copy(io.Discard, r.Body) // of a GET; the server would wait for it at the end
+			}
+			if err != nil {
 				fail(w, Errorf(CodeUsage, "malformed request: %v", err))
 				return
 			}
+			http.NewResponseController(w).SetReadDeadline(time.Time{}) // it is all there; the answer may take longer
 			if err := f(w, r); err != nil {
 				fail(w, err)
 			}
@@ -249,13 +256,14 @@ func routes(api API) http.Handler {
 	})
 	handle("GET /v1/events", func(w http.ResponseWriter, r *http.Request) error {
 		c := http.NewResponseController(w)
-		c.SetWriteDeadline(time.Time{}) // a reader may be slow: it loses events, and may come back
+		within := r.Context().Value(http.ServerContextKey).(*http.Server).WriteTimeout
 		begun := false
 		err := api.Events(r.Context(), func(e Event) error {
 			if !begun {
 				w.Header().Set("Content-Type", "application/x-ndjson")
 				begun = true
 			}
+			c.SetWriteDeadline(time.Now().Add(within)) // a reader may be slow and lose events, but not keep its place for ever without reading
 			if err := json.NewEncoder(w).Encode(e); err != nil {
 				return err
 			}
