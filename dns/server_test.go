@@ -146,6 +146,7 @@ func TestTCPBadClients(t *testing.T) {
 		{"empty", []byte{0, 0}, 0},
 		{"short", frame([]byte("rubbish")), 0},
 		{"a reply", frame(append([]byte{1, 2, 0x80}, make([]byte, 20)...)), 0},
+		{"one byte a second", nil, readTime},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			_, _, l, stop := start(t, &fake{})
@@ -154,9 +155,21 @@ func TestTCPBadClients(t *testing.T) {
 				conn.Write(c.send)
 			}
 			begin := time.Now()
+			if c.name == "one byte a second" {
+				go func() {
+					for _, b := range frame(wireQuery(1, "-.loki.", dns.TypeA)) {
+						if _, err := conn.Write([]byte{b}); err != nil {
+							return
+						}
+						time.Sleep(time.Second)
+					}
+				}()
+			}
 			if _, err := conn.Read(make([]byte, 1)); err != io.EOF || time.Since(begin) != c.ends {
 				t.Errorf("%s: ends with %v after %v, want %v", c.name, err, time.Since(begin), c.ends)
 			}
+			conn.Close()
+			time.Sleep(time.Second) // who writes has seen it
 			stop()
 		})
 	}

@@ -175,6 +175,31 @@ func TestPatience(t *testing.T) {
 			t.Errorf("%q: %q, %v", c.send, b, err)
 		}
 	}
+	// Nor for who says it byte by byte, or never comes to the end.
+	for _, c := range []struct {
+		at, send string
+		piece    int
+	}{
+		{socks, greeting + strings.Repeat("\x05", 200), 1}, {http, "CONNECT " + web + ":80 HTTP/1.1\r\nX: " + strings.Repeat("x", 200), 1}, {http, "GET http://" + web + "/ HTTP/1.1\r\nX: " + strings.Repeat("x", 1<<20), 1 << 10},
+	} {
+		conn := dial(t, c.at)
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			for b := []byte(c.send); len(b) > 0; b = b[min(len(b), c.piece):] {
+				if _, err := conn.Write(b[:min(len(b), c.piece)]); err != nil {
+					return
+				}
+				time.Sleep(5 * time.Millisecond)
+			}
+		}()
+		conn.SetReadDeadline(time.Now().Add(20 * time.Second))
+		if _, err := io.Copy(io.Discard, conn); err != nil && !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("%.20q in pieces of %d: %v", c.send, c.piece, err)
+		}
+		conn.Close()
+		<-done
+	}
 	// What has said it is waited for.
 	conn := dial(t, socks)
 	if reply, _ := socksDo(t, conn, request(commandConnect, web, 80)); reply != replyOK {

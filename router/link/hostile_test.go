@@ -118,6 +118,43 @@ func TestHostileStream(t *testing.T) {
 	})
 }
 
+// A message that comes one byte a second holds what has come of it, and keeps nobody from closing; a handshake that never goes on ends in its time and leaves nothing.
+func TestSlowPeers(t *testing.T) {
+	inSim(t, func(t *testing.T, n *simNet) {
+		b := n.relayAt(1)
+		defer b.stop()
+		qc, stop := n.bare(2, b, Client)
+		s, _ := qc.OpenStream()
+		s.Write([]byte("9999999:"))
+		for range 300 {
+			s.Write([]byte("x"))
+			time.Sleep(time.Second)
+		}
+		if stats := b.quic.Stats(); stats.Memory > 4<<10 || stats.Inbound != 1 {
+			t.Errorf("after five minutes: %+v", stats)
+		}
+		stop()
+
+		n.lose(func(p simnet.Packet) bool { return addrPort(p.From) == b.addr }) // they get beyond nothing
+		for i := range 20 {
+			a := run(t, n.socket(addrOf(20+i)), &node{}, Config{})
+			ctx, cancel := context.WithTimeout(ctxb, 100*time.Millisecond)
+			if _, err := a.quic.Dial(ctx, b.addr, b.secret.Public(), Client); err == nil {
+				t.Error("a handshake without answers")
+			}
+			cancel()
+			a.stop()
+		}
+		if stats := b.quic.Stats(); stats.Handshakes == 0 {
+			t.Errorf("none began: %+v", stats)
+		}
+		time.Sleep(2 * dialTimeout)
+		if stats := b.quic.Stats(); stats.Handshakes != 0 || stats.Inbound != 0 || stats.Memory != 0 {
+			t.Errorf("left: %+v", stats)
+		}
+	})
+}
+
 // Streams other than 0 are refused, and there are 32 of them in a connection's life. Stream 0 goes on.
 func TestOtherStreams(t *testing.T) {
 	inSim(t, func(t *testing.T, n *simNet) {

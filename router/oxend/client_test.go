@@ -358,6 +358,15 @@ func TestOthers(t *testing.T) {
 		{"closes at once", func(nc net.Conn) { nc.Close() }, 15},
 		{"silent", func(net.Conn) {}, 5},
 		{"reads only", func(nc net.Conn) { nc.Read(make([]byte, 1000)) }, 5},
+		{"a byte a second", func(nc net.Conn) {
+			go nc.Read(make([]byte, 1000))
+			for range 1000 {
+				if _, err := nc.Write([]byte{0xff}); err != nil {
+					return
+				}
+				time.Sleep(time.Second)
+			}
+		}, 5},
 		{"another protocol", func(nc net.Conn) {
 			nc.Read(make([]byte, 64))
 			nc.Write([]byte("HTTP/1.1 400 Bad Request\r\n\r\n" + strings.Repeat("x", 64)))
@@ -383,6 +392,7 @@ func TestOthers(t *testing.T) {
 				for _, nc := range ends {
 					nc.Close()
 				}
+				time.Sleep(time.Second) // who writes has seen it
 			})
 		})
 	}
