@@ -214,6 +214,7 @@ func FuzzFlows(f *testing.F) {
 		var program []byte
 		for typ := range byte(16) { // out, then in
 			program = append(program, 0, flags&6, flags&9, typ, flags*5, 7, 0, flags&6, flags&9, typ, flags*5, 3|flags&24)
+			program = append(program, 0, 0, 0, typ, flags<<2, 7, 0, 0, 0, typ, flags<<2, 3|8)
 		}
 		f.Add(program)
 	}
