@@ -77,19 +77,19 @@ type flooded struct {
 	Delivered float64 // share of them
 	Relay     float64 // CPU of the relay under the flood, share of the core
 	Attacks   float64 // a second: what the attacker could send
-	Others    float64 // CPU of the first core that was neither the relay's nor the honest pair's
+	Others    float64 // CPU of the first core that was neither the relay's nor the honest pair's, when none was left idle
 }
 
 var bounded = map[bool]string{false: "with bounds", true: "without"}
 
 // What others of this machine may take of the first core, and how often a flood is played again where they took more.
 const (
-	disturbed    = 0.05
+	disturbed    = 0.1
 	floodRetries = 2
 )
 
-// busyOf is the time in seconds that a core has worked.
-func busyOf(core int) (busy float64) {
+// busyOf is the time in seconds that a core has worked, and that it has not.
+func busyOf(core int) (busy, idle float64) {
 	raw, _ := os.ReadFile("/proc/stat")
 	for line := range strings.Lines(string(raw)) {
 		f := strings.Fields(line)
@@ -100,8 +100,10 @@ func busyOf(core int) (busy float64) {
 			n, _ := strconv.ParseFloat(f[i], 64)
 			busy += n / clockTick
 		}
+		n, _ := strconv.ParseFloat(f[4], 64)
+		idle = n / clockTick
 	}
-	return busy
+	return busy, idle
 }
 
 func (b *bench) floods() {
@@ -151,11 +153,11 @@ func (b *bench) floods() {
 				}
 				mode := bounded[unbounded]
 				results[name][mode] = append(results[name][mode], r)
+				raw, err := json.Marshal(results)
+				b.failed("results of floods", errors.Join(err, os.WriteFile(kept, raw, 0o644)))
 			}
 		}
 	}
-	raw, err := json.Marshal(results)
-	b.failed("results of floods", errors.Join(err, os.WriteFile(kept, raw, 0o644)))
 	text := floodsTable(b.report, results)
 	fmt.Print(text)
 	b.failed("table of floods", os.WriteFile(filepath.Join(b.out, "floods.md"), []byte(text), 0o644))
@@ -239,13 +241,17 @@ func floodBench(ctx context.Context, dir, name string, unbounded bool) (r floode
 		return r, err
 	}
 	pair := childrenOf(a.PID(), "honest")
-	before, both, busy, began := cpuOf(a.pid), cpuOf(append(pair, a.pid)...), busyOf(honestCore), time.Now()
+	before, both, began := cpuOf(a.pid), cpuOf(append(pair, a.pid)...), time.Now()
+	busy, idle := busyOf(honestCore)
 	if _, err := honest.expect("under", floodFor+20*time.Second, &under); err != nil {
 		return r, fmt.Errorf("honest pair: %w", err)
 	}
 	took := time.Since(began).Seconds()
 	r.Relay = (cpuOf(a.pid) - before) / took
-	r.Others = (busyOf(honestCore) - busy - cpuOf(append(pair, a.pid)...) + both) / took
+	busyThen, idleThen := busyOf(honestCore)
+	if r.Others = (busyThen - busy - cpuOf(append(pair, a.pid)...) + both) / took; (idleThen-idle)/took > disturbed {
+		r.Others = 0 // they took what nobody wanted
+	}
 	var attacks struct{ Rate float64 }
 	if _, err := attacker.expect("attacked", 20*time.Second, &attacks); err != nil {
 		return r, fmt.Errorf("attacker: %w", err)
