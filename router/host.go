@@ -304,6 +304,7 @@ func (h *host) openNode(ctx context.Context) error {
 	nc.Paths = path.ClientConfig{Options: o}
 	if !relay {
 		nc.Paths.Kept, nc.Paths.Keep = h.openEdges(file.Network)
+		nc.OnReady = func() { h.log.Info("ready", "after", time.Since(h.started).Round(time.Millisecond)) }
 	}
 	if h.node, err = NewNode(nc); err == nil {
 		h.node.times.at[momentStarted].Store(int64(h.started.Sub(loaded)))

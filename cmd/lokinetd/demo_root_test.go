@@ -71,6 +71,9 @@ func TestDemoNetwork(t *testing.T) {
 	guest, err := d.client("guest", "10.77.0.102", "")
 	must(err)
 	must(guest.wait(ctx, ready))
+	if log := guest.log.String(); strings.Count(log, "msg=ready after=") != 1 || !strings.Contains(log, "msg=running") {
+		t.Errorf("the log does not say when it is ready: %s", log)
+	}
 	run := func(args ...string) (string, error) {
 		start := time.Now()
 		out, err := guest.node.Command(args...).CombinedOutput()
