@@ -27,6 +27,8 @@ type EndpointConfig struct {
 	Deliver func(from key.Address, b *packet.Buffer)
 	// Undeliverable gets packets that Sessions.Send took but that cannot be sent, and owns b; nil: they are dropped.
 	Undeliverable func(to key.Address, b *packet.Buffer, why error)
+	// Established is told of each session that is established, whoever called; nil: nobody is.
+	Established func(remote key.Address)
 	// Published is told how far the contact of a service is known; nil: nobody is.
 	Published func(session.Publication)
 }
@@ -51,7 +53,7 @@ func (n *Node) AddEndpoint(c EndpointConfig) (*Endpoint, error) {
 		Name: c.Name, Self: c.Secret, Accept: accept, Deliver: c.Deliver, Undeliverable: c.Undeliverable,
 		Paths: n.client.paths, Inbound: c.Inbound, InboundHops: c.InboundHops, Outbound: c.Outbound,
 		ClientHops: c.ClientHops, RelayHops: c.RelayHops, RelayContact: n.store.Get,
-		Publish: c.Service, Flags: c.Flags, SRV: c.SRV, Published: c.Published, Inbounds: n.client.inboundsChanged, Only: c.Only, Limits: c.Limits, Log: n.log.With("mod", "session"),
+		Publish: c.Service, Flags: c.Flags, SRV: c.SRV, Published: c.Published, Established: c.Established, Inbounds: n.client.inboundsChanged, Only: c.Only, Limits: c.Limits, Log: n.log.With("mod", "session"),
 	}
 	n.times.watch(&sc)
 	e.Sessions = session.NewTable(sc)

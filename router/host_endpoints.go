@@ -104,6 +104,8 @@ func (h *host) addEndpoint(ec EndpointConfig, he *hostEndpoint, bits4 int, own4,
 			b.Release()
 		}
 	}
+	// Its IPv6 address follows from its key: after a restart, what programs send to a remote that knows us goes there before the first packet of it comes.
+	ec.Established = func(remote key.Address) { he.addrs.IPv6(remote, time.Now()) }
 	if he.Endpoint, err = h.node.AddEndpoint(ec); err != nil {
 		return err
 	}
