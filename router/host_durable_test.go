@@ -1,6 +1,7 @@
 package router
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -8,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -56,6 +58,16 @@ func TestSaves(t *testing.T) {
 			Load: find(func(d folder) (any, error) { return loadState[map[string]netif.Kept](d, addressesFile) }),
 			Next: next,
 		},
+		edgesFile: {
+			Old: func(dir string) error {
+				return folder(dir).save(edgesFile, keptEdges{"7": {Grown: time.Unix(1, 0).UTC()}})
+			},
+			New: func(dir string) error {
+				return folder(dir).save(edgesFile, keptEdges{"7": {Grown: time.Unix(2, 0).UTC()}})
+			},
+			Load: find(func(d folder) (any, error) { return loadState[keptEdges](d, edgesFile) }),
+			Next: next,
+		},
 		serialsFile: {
 			New:  func(dir string) error { return folder(dir).save(serialsFile, serials{"a/7": 6}) },
 			Load: find(func(d folder) (any, error) { return loadState[serials](d, serialsFile) }),
@@ -79,11 +91,11 @@ func TestSaves(t *testing.T) {
 
 // TestDamagedState: whatever lies in the place of the host's files, the daemon starts, says what is lost, and puts it aside for people to look at. Cut at any byte, a file is believed as a whole or not at all.
 func TestDamagedState(t *testing.T) {
-	files := []string{stateFile, addressesFile, serialsFile}
+	files := []string{stateFile, addressesFile, serialsFile, edgesFile}
 	b := newBench(t)
 	b.mustStart().stop()
 	dir := folder(b.config.DataDir)
-	if err := dir.setChanges(netif.Changes{Interface: "lokinet0", Index: 3}); err != nil {
+	if err := errors.Join(dir.setChanges(netif.Changes{Interface: "lokinet0", Index: 3}), dir.save(edgesFile, keptEdges{"7": {}})); err != nil {
 		t.Fatal(err)
 	}
 	at := func(name string) string { return filepath.Join(string(dir), name) }
@@ -98,6 +110,7 @@ func TestDamagedState(t *testing.T) {
 			os.WriteFile(at(name), raw[:n], 0o600)
 			for load, err := range map[string]error{
 				stateFile: second(loadState[hostState](dir, name)), addressesFile: second(loadState[map[string]netif.Kept](dir, name)), serialsFile: second(loadState[serials](dir, name)),
+				edgesFile: second(loadState[keptEdges](dir, name)),
 			} {
 				if load == name && err == nil {
 					t.Fatalf("%s cut at %d of %d is believed", name, n, len(raw))
