@@ -20,9 +20,11 @@ func (h *host) drops() map[string]uint64 {
 	if q, ok := n.config.Wire.(*link.QUIC); ok {
 		s := q.Stats()
 		d.count("link_connection_refused", s.Refused)
+		d.count("link_stranger", s.Strangers)
 		d.count("link_unsent", s.Unsent)
 	}
 	if r := n.relay; r != nil {
+		d.count("link_cut_off", r.cut.Load())
 		d.add("path", r.transit.Stats(), "Dropped")
 		d.add("session", r.sessions.Stats(), "Drop")
 		return d

@@ -161,7 +161,7 @@ func NewQUIC(pc net.PacketConn, config Config) (*QUIC, error) {
 		ConnContext:         q.admit,
 		VerifySourceAddress: q.underLoad,
 	}
-	if t, ok := any(q.tr).(interface{ LimitStrangers(perSecond int) }); ok && config.Accept {
+	if t, ok := any(q.tr).(strangerLimiter); ok && config.Accept {
 		t.LimitStrangers(q.limits.Strangers)
 	}
 	return q, nil
@@ -597,17 +597,28 @@ type EndpointStats struct {
 	Halves              int   // halves of datagrams that wait for the other, beyond 256 a connection
 	Memory              int64 // bytes counted against Limits.Memory
 
-	Refused uint64 // connections over the limits
-	Unsent  uint64 // UDP packets that the system refused to send
+	Refused   uint64 // connections over the limits
+	Strangers uint64 // packets of no connection over Limits.Strangers, not looked at
+	Unsent    uint64 // UDP packets that the system refused to send
 }
 
 // Stats may be called at any time.
 func (q *QUIC) Stats() EndpointStats {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return EndpointStats{
+	s := EndpointStats{
 		Inbound: q.inbound, Handshakes: q.shaking, Waiting: int(q.waiting.Load()),
 		Kept: int(q.kept.Load()), Halves: int(q.halves.Load()), Memory: q.memory.used.Load(),
 		Refused: q.refused.Load(), Unsent: q.unsent.Load(),
 	}
+	if t, ok := any(q.tr).(strangerLimiter); ok {
+		s.Strangers = t.StrangersDropped()
+	}
+	return s
+}
+
+// strangerLimiter is what the changed quic-go can do about first packets of handshakes (overlay).
+type strangerLimiter interface {
+	LimitStrangers(perSecond int)
+	StrangersDropped() uint64
 }
