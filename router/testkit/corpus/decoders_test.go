@@ -49,6 +49,7 @@ var noDecoders = map[string]string{
 	"router/netdb systemSource.Uint64": own,
 	"router/path random64":             own,
 	"router/path replies.first":        "a hash of a nonce of fixed size",
+	"router/path throttle.push":        "the id of a message that Relay.Datagram has looked at",
 	"router/session Table.Send":        own,
 	"router/session mark":              "a hash of a nonce of fixed size",
 }

@@ -31,11 +31,25 @@ type account struct {
 	date       string
 }
 
-// The table is between these lines of the file; the rest of it is people's.
-const (
-	tableBegins = "| target | CPU minutes | executions | CPU minutes since new coverage | crashes | commit | date |\n|---|---|---|---|---|---|---|\n"
-	tableEnds   = "\n\n"
-)
+// tableBegins is the table's head; its rows follow. The rest of the file is people's.
+const tableBegins = "| target | CPU minutes | executions | CPU minutes since new coverage | crashes | commit | date |\n|---|---|---|---|---|---|---|\n"
+
+// cutTable takes the rows out of the file.
+func cutTable(doc string) (before, rows, after string, err error) {
+	raw, err := os.ReadFile(doc)
+	if err != nil {
+		return "", "", "", err
+	}
+	before, after, ok := strings.Cut(string(raw), tableBegins)
+	if !ok {
+		return "", "", "", fmt.Errorf("%s: there is no table with the columns\n%s", doc, tableBegins)
+	}
+	for strings.HasPrefix(after, "|") {
+		row, rest, _ := strings.Cut(after, "\n")
+		rows, after = rows+row+"\n", rest
+	}
+	return before, rows, after, nil
+}
 
 func (l *long) run(ctx context.Context) error {
 	if l.stop > 0 {
@@ -126,17 +140,12 @@ func head() (string, error) {
 
 // readTable reads the rows by target.
 func readTable(doc string) (map[string]account, error) {
-	raw, err := os.ReadFile(doc)
+	_, rows, _, err := cutTable(doc)
 	if err != nil {
 		return nil, err
 	}
-	_, rows, ok := bytes.Cut(raw, []byte(tableBegins))
-	if !ok {
-		return nil, fmt.Errorf("%s: there is no table with the columns\n%s", doc, tableBegins)
-	}
-	rows, _, _ = bytes.Cut(rows, []byte(tableEnds))
 	table := map[string]account{}
-	for line := range strings.Lines(string(rows)) {
+	for line := range strings.Lines(rows) {
 		f := strings.Split(strings.Trim(strings.TrimSpace(line), "|"), "|")
 		if len(f) != 7 {
 			continue
@@ -176,21 +185,17 @@ func writeTable(doc string, order []target, row account) error {
 		names = append(names, name)
 	}
 	slices.SortFunc(names, func(a, b string) int { return cmp.Or(cmp.Compare(place[a], place[b]), cmp.Compare(a, b)) })
-	raw, err := os.ReadFile(doc)
+	before, _, after, err := cutTable(doc)
 	if err != nil {
 		return err
 	}
-	before, after, _ := bytes.Cut(raw, []byte(tableBegins))
-	_, after, _ = bytes.Cut(after, []byte(tableEnds))
 	var b bytes.Buffer
-	b.Write(before)
-	b.WriteString(tableBegins)
+	b.WriteString(before + tableBegins)
 	for _, name := range names {
 		a := table[name]
 		fmt.Fprintf(&b, "| %s | %.1f | %d | %.1f | %d | %s | %s |\n", a.target, a.cpu.Minutes(), a.execs, a.quiet.Minutes(), a.crashes, a.commit, a.date)
 	}
-	b.WriteString("\n")
-	b.Write(after)
+	b.WriteString(after)
 	tmp := filepath.Join(filepath.Dir(doc), "."+filepath.Base(doc)+".new")
 	if err := os.WriteFile(tmp, b.Bytes(), 0o644); err != nil {
 		return err
