@@ -135,7 +135,8 @@ func TestSendAtOnce(t *testing.T) {
 	}
 }
 
-// lateSocket reads one packet at a time; once, when late is set, all that come in a while, and then none until ended is closed.
+// lateSocket reads one packet at a time; once, when late is set, one of a hundred bytes for each of three connections, all others being lost, and then
+// none until ended is closed.
 type lateSocket struct {
 	*net.UDPConn
 	late  atomic.Bool
@@ -147,21 +148,22 @@ func (s *lateSocket) ReadBatch(ms []ipv4.Message, _ int) (n int, err error) {
 	if s.done {
 		<-s.ended
 	}
-	read := func(m *ipv4.Message) error {
+	seen := map[string]bool{}
+	for {
+		m := &ms[n]
 		size, control, _, from, err := s.ReadMsgUDP(m.Buffers[0], m.OOB)
-		m.N, m.NN, m.Addr = size, control, from
-		return err
+		if m.N, m.NN, m.Addr = size, control, from; err != nil || s.done || !s.late.Load() {
+			return 1, err
+		}
+		if id := string(m.Buffers[0][1:21]); size > 100 && size < 200 && !seen[id] {
+			seen[id] = true
+			n++
+		}
+		if n == 3 {
+			s.done = true
+			return n, nil
+		}
 	}
-	if err := read(&ms[0]); err != nil || s.done || !s.late.Load() {
-		return 1, err
-	}
-	s.done = true
-	time.Sleep(50 * time.Millisecond)
-	s.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
-	defer s.SetReadDeadline(time.Time{})
-	for n = 1; n < len(ms) && read(&ms[n]) == nil; n++ {
-	}
-	return n, nil
 }
 
 // All connections are woken that have got something in one read (overlay/wake.go.in).
