@@ -32,6 +32,7 @@ var (
 	floodKinds  = flag.String("floods", "", "the floods to play, by name, `semicolon-separated`; all")
 	floodDoc    = flag.String("floods-doc", "", "`file` whose part between the bench markers is replaced by the table of floods")
 	floodBare   = flag.Bool("floods-defended", false, "not without bounds")
+	floodTries  = flag.Int("floods-tries", 3, "how often a flood is played at most, when others of the machine disturb it")
 	floodRounds = flag.Int("floods-rounds", 3, "how often each flood is played; the median counts")
 )
 
@@ -82,11 +83,8 @@ type flooded struct {
 
 var bounded = map[bool]string{false: "with bounds", true: "without"}
 
-// What others of this machine may take of the first core, and how often a flood is played again where they took more.
-const (
-	disturbed    = 0.1
-	floodRetries = 2
-)
+// disturbed is what others of this machine may take of the first core until a flood is played again.
+const disturbed = 0.1
 
 // busyOf is the time in seconds that a core has worked, and that it has not.
 func busyOf(core int) (busy, idle float64) {
@@ -134,7 +132,7 @@ func (b *bench) floods() {
 				}
 				var r flooded
 				var err error
-				for try := range 1 + floodRetries {
+				for try := range *floodTries {
 					sub := filepath.Join(dir, strconv.Itoa(try))
 					if err = os.Mkdir(sub, 0o700); err == nil {
 						r, err = floodBench(b.ctx, sub, name, unbounded)

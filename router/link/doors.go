@@ -20,8 +20,8 @@ type doors struct {
 
 const (
 	sourceRate  = 4
-	sourceBurst = 32
-	doorsBurst  = 8 // seconds of the rate of all
+	sourceBurst = 128 // as many as one may have
+	doorsBurst  = 8   // seconds of the rate of all
 	maxSources  = 1 << 14
 )
 

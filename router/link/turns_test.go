@@ -88,7 +88,7 @@ func TestTurnsShare(t *testing.T) {
 // One source cannot begin more handshakes than its share, nor few sources what all have; before, addresses have to be proven.
 func TestDoors(t *testing.T) {
 	now := time.Unix(1e9, 0)
-	d := doors{rate: 50}
+	d := doors{rate: 100}
 	opened := func(source byte, tries int) (n int) {
 		for range tries {
 			if d.opens(prefixOf(source), now) {
@@ -110,7 +110,7 @@ func TestDoors(t *testing.T) {
 	if n := opened(1, 1000); n != 5*sourceRate {
 		t.Errorf("%d handshakes of one source in 5 s, not %d", n, 5*sourceRate)
 	}
-	for i := range byte(12) {
+	for i := range byte(4) {
 		opened(3+i, 1000)
 	}
 	if !d.doubts(prefixOf(200), now) {
@@ -127,8 +127,8 @@ func TestDoors(t *testing.T) {
 	for i := range byte(250) {
 		n += opened(i, 1000)
 	}
-	if n > 50 {
-		t.Errorf("%d handshakes of all in a second, not 50", n)
+	if n > 100 {
+		t.Errorf("%d handshakes of all in a second, not 100", n)
 	}
 	now = now.Add(time.Hour)
 	for i := range maxSources {
