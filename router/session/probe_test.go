@@ -238,3 +238,19 @@ func TestRepeat(t *testing.T) {
 		}
 	})
 }
+
+// TestForgotten: a remote that streams to us is killed and comes back with no memory but its key. We, who have nothing to say, find that out and call it again.
+func TestForgotten(t *testing.T) {
+	inBubble(t, func(t *testing.T, f *fabric) {
+		a, b := f.settled()
+		for range 20 {
+			b.send(a, "x")
+			f.run(100 * time.Millisecond)
+		}
+		b.crash(nil)
+		f.run(8 * time.Second)
+		if l := b.with(a); len(l) != 1 || !l[0].Inbound || l[0].State != Established {
+			t.Errorf("%+v, %+v", l, a.table.Stats())
+		}
+	})
+}
