@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"lokinetd/config"
+	"lokinetd/netif"
 	"lokinetd/router"
 )
 
@@ -41,11 +42,12 @@ func (a *app) cleanupCommand() *cobra.Command {
 				return a.printJSON(map[string]any{"schema": 1, "interface": done.Interface, "unreachable_routes": routes, "resolver": resolver})
 			}
 			a.done(resolver)
-			if done.Interface == "" && len(resolver) == 0 {
+			gone := done.Interface == "" || done.Index == 0 && netif.IsNamed(done.Interface, c.TUN.Name)
+			if gone && len(routes) == 0 && len(resolver) == 0 {
 				fmt.Fprintln(a.out, "nothing is left on this host")
 			}
 			switch {
-			case done.Interface == "":
+			case gone:
 			case done.Index == 0:
 				fmt.Fprintf(a.out, "interface %s: left alone, for the configuration calls ours %s\n", done.Interface, c.TUN.Name)
 			default:
