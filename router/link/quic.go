@@ -274,6 +274,10 @@ func (q *QUIC) Run(ctx context.Context, h Handler) error {
 			return fmt.Errorf("link: %w", err)
 		}
 		accepting.Go(func() { q.acceptAll(listener) })
+		u, real := q.pc.(*net.UDPConn)
+		if t, ok := any(q.tr).(strangerLimiter); ok && real {
+			accepting.Go(func() { q.sift(ctx, u, t) })
+		}
 	}
 	close(q.started)
 	<-ctx.Done()
