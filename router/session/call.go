@@ -456,7 +456,7 @@ func (t *Table) doubt(c *call, now time.Time) {
 			t.widen(c, 0)
 		}
 	}
-	pinged := c.probe.tries >= 4 // in vain, over all paths
+	pinged := c.probe.tries >= 6 // in vain, over all paths; sooner it may be a queue that fills (TestNoNeedlessSwitch)
 	if pinged {
 		asked = max(asked, t.at(c.probe.began))
 	}
