@@ -38,7 +38,7 @@ func TestHostOrder(t *testing.T) {
 	s.stop()
 	down := b.since()
 
-	parts := []string{"collector", "data directory", "node", "network interface", "packet pump", "addresses", "name server", "roaming", "events", "control socket"}
+	parts := []string{"collector, processors", "data directory", "node", "network interface", "packet pump", "addresses", "name server", "roaming", "events", "control socket"}
 	var wantUp, wantDown []string
 	for _, p := range parts {
 		wantUp = append(wantUp, "part started: "+p)
