@@ -638,7 +638,7 @@ func TestLeaks(t *testing.T) {
 				row("stopped for good", may, func() {
 					w.down()
 					w.manager.forget()
-				w.unlisten() // the socket unit ends, and its ExecStopPost
+					w.unlisten() // the socket unit ends, and its ExecStopPost
 					w.command(0, "dns", "revert", "--hold")
 				})
 				row("removed", everything, func() {
