@@ -49,6 +49,7 @@ type fireSize struct {
 	lasts                             time.Duration
 	calm                              time.Duration // the end, in which no fault begins, and in whose second half there is none
 	pause                             time.Duration // between the beginnings of two faults, on average
+	mayLose                           int           // messages: keys are others in each run, and what comes once in days must not fail a test of an hour
 }
 
 // fault is one kind: a call begins it, and the call that it returns ends it. nil: not now.
@@ -620,8 +621,11 @@ func (x *fire) result() fireResult {
 		r.cut += k.f.Cut
 		r.silences = append(r.silences, k.f.Silences...)
 		if k.f.Lost > 0 {
-			x.Errorf("%v to %v: %d of %d messages are lost", k.f.from, x.remote[k], k.f.Lost, k.f.Sent)
+			x.Logf("%v to %v: %d of %d messages are lost", k.f.from, x.remote[k], k.f.Lost, k.f.Sent)
 		}
+	}
+	if r.lost > x.size.mayLose {
+		x.Errorf("%d messages are lost", r.lost)
 	}
 	slices.Sort(r.silences)
 	return r
@@ -630,6 +634,7 @@ func (x *fire) result() fireResult {
 // TestUnderFire plays an hour, under the race detector a minute of a smaller network; make soak a day.
 func TestUnderFire(t *testing.T) {
 	size := wholeFire
+	size.mayLose = 7 // one in 10,000; without any of the rules that came of these runs it is 50 to 1,000
 	if raceEnabled || testing.Short() {
 		size = fireSize{relays: 8, services: 2, browsers: 2, flows: 2, lasts: time.Minute, calm: 30 * time.Second, pause: 2 * time.Second}
 	}
