@@ -18,7 +18,7 @@ type throttle struct {
 	fair   *packet.Fair
 	debt   float64 // bytes passed that are not made up for, at
 	at     time.Time
-	timer  *time.Timer // runs while something waits
+	timer  *time.Timer // not nil while something waits, or is being passed: by one goroutine, in order
 	closed bool
 	drops  func(uint64)
 }
@@ -44,7 +44,7 @@ func (t *throttle) push(b *packet.Buffer) {
 		t.mu.Unlock()
 		b.Release()
 		return
-	case t.fair.Len() == 0 && t.room(now):
+	case t.timer == nil && t.room(now):
 		t.debt += float64(len(b.Data))
 		t.mu.Unlock()
 		t.pass(b)
@@ -76,7 +76,7 @@ func (t *throttle) wait() time.Duration {
 // run passes what may pass by now.
 func (t *throttle) run() {
 	var batch [16]*packet.Buffer
-	for more := true; more; {
+	for {
 		n := 0
 		t.mu.Lock()
 		now := time.Now()
@@ -89,7 +89,7 @@ func (t *throttle) run() {
 			t.debt += float64(len(batch[n].Data))
 			n++
 		}
-		if more = n == len(batch); !more {
+		if n == 0 {
 			if t.timer = nil; t.fair.Len() > 0 {
 				t.timer = time.AfterFunc(t.wait(), t.run)
 			}
@@ -97,6 +97,9 @@ func (t *throttle) run() {
 		t.mu.Unlock()
 		for _, b := range batch[:n] {
 			t.pass(b)
+		}
+		if n == 0 {
+			return
 		}
 	}
 }
