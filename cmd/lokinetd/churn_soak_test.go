@@ -116,6 +116,7 @@ func (c *churn) curl(n *lab.Node, args ...string) error {
 
 func (c *churn) startRelay(name string) error {
 	r := c.d.lab.Self("run", "-c", c.d.file(name))
+	r.Stderr = os.Stdout // warnings and last words
 	c.relay[name] = r
 	return r.Start()
 }
@@ -127,7 +128,7 @@ func (c *churn) read(name string, cmd *lab.Cmd) (v vitals, err error) {
 	if err := cmd.Signal(syscall.SIGUSR1); err != nil {
 		return v, err
 	}
-	for range 100 {
+	for range 600 {
 		time.Sleep(50 * time.Millisecond)
 		if text, err := os.ReadFile(file); err == nil {
 			_, err = fmt.Sscan(string(text), &v[0], &v[1], &v[2])
