@@ -258,9 +258,9 @@ func TestChurn(t *testing.T) {
 				_, err := client.Status(ctx)
 				c.did("statuses", err)
 			}
-			listen, stop := context.WithTimeout(ctx, 3*time.Second)
 			for range 3 {
 				go func() {
+					listen, stop := context.WithTimeout(ctx, 3*time.Second)
 					defer stop()
 					client.Events(listen, func(control.Event) error { return nil })
 				}()
