@@ -46,7 +46,7 @@ const (
 	maxInbound = 65535
 	// writeQueue is how many packets wait for the TUN at most; full, new ones are dropped.
 	writeQueue = 1024
-	// writeBatch bounds one write, and with it the pump's own memory: 64 KiB each, once they were needed.
+	// writeBatch bounds one write, and with it the pump's own memory: 64 KiB each, while they are needed.
 	writeBatch = 64
 	// readBatch bounds one read. The kernel hands over up to 64 KiB in one piece: 53 packets of 1,280 bytes.
 	readBatch = 128
@@ -420,7 +420,6 @@ func (e *Endpoint) Refuse(remote key.Address, b *packet.Buffer) {
 
 // write is the TUN's writer: step 5 of the way in.
 func (p *Pump) write(ctx context.Context) error {
-	var own [writeBatch][]byte // made when first needed
 	var bufs [writeBatch][]byte
 	for {
 		var b *packet.Buffer
@@ -431,10 +430,7 @@ func (p *Pump) write(ctx context.Context) error {
 		}
 		n := 0
 		for b != nil {
-			if own[n] == nil {
-				own[n] = make([]byte, writeOffset+maxInbound)
-			}
-			bufs[n] = own[n][:writeOffset+len(b.Data)]
+			bufs[n] = writeBuffers.Get().(*writeBuffer)[:writeOffset+len(b.Data)]
 			copy(bufs[n][writeOffset:], b.Data)
 			b.Release()
 			b = nil
@@ -451,12 +447,17 @@ func (p *Pump) write(ctx context.Context) error {
 			}
 			p.count.add(writeFailed) // the link is down, or the kernel does not like a packet
 		}
-		// Coalescing swaps slices; own keeps one reference to each.
-		for i := range n {
-			own[i] = bufs[i][:cap(bufs[i])]
+		for i, buf := range bufs[:n] { // coalescing may have swapped them
+			writeBuffers.Put((*writeBuffer)(buf[:writeOffset+maxInbound]))
+			bufs[i] = nil
 		}
 	}
 }
+
+// A writeBuffer has room for what the TUN makes of many packets. The collector takes those that a burst needed and nobody after it.
+type writeBuffer [writeOffset + maxInbound]byte
+
+var writeBuffers = sync.Pool{New: func() any { return new(writeBuffer) }}
 
 func (p *Pump) drop(b *packet.Buffer, c counter) {
 	p.count.add(c)
