@@ -53,22 +53,22 @@ func loadState[T any](d folder, name string) (v T, err error) {
 }
 
 // restore is loadState at the start of a daemon, which a damaged file must not stop: it is set aside, for people to look at, and what is lost with it is said.
-func restore[T any](h *host, name, lost string) (v T, damaged bool) {
+func restore[T any](h *host, name, so string) (v T, damaged bool) {
 	v, err := loadState[T](h.dir, name)
 	if err == nil {
 		return v, false
 	}
-	h.setAside(name, lost, err)
+	h.setAside(name, so, err)
 	return v, true
 }
 
-func (h *host) setAside(name, lost string, why error) {
+func (h *host) setAside(name, so string, why error) {
 	to, err := statefile.SetAside(filepath.Join(string(h.dir), name))
 	if err != nil {
-		h.log.Error("a damaged file cannot be set aside; "+lost, "err", errors.Join(why, err))
+		h.log.Error("a damaged file cannot be set aside", "so", so, "err", errors.Join(why, err))
 		return
 	}
-	h.log.Error("a damaged file was set aside; "+lost, "err", why, "now", to)
+	h.log.Error("a damaged file was set aside", "so", so, "err", why, "now", to)
 }
 
 // open opens a file of the folder, which belongs to the daemon's user: what that user puts in its place must not make root, who cleans up, open something else, or wait. So it has to be

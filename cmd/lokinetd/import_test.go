@@ -51,7 +51,10 @@ func TestConfigImport(t *testing.T) {
 		t.Errorf("%v, %v", fi, err)
 	}
 	s.run(1, "config import old.ini --out new.toml", "new.toml exists already")
-	s.run(1, "config import old.ini --out other.toml --keys keys", "imported.key exists already")
+	other := key.Generate().Bytes64()
+	s.write("other.private", string(other[:]))
+	s.write("other.ini", "[network]\nkeyfile=other.private\n")
+	s.run(1, "config import other.ini --out other.toml --keys keys", "imported.key exists already")
 	if _, err := os.Stat("other.toml"); err == nil {
 		t.Error("written in spite of an error")
 	}
@@ -60,7 +63,6 @@ func TestConfigImport(t *testing.T) {
 	friend := key.Address{Key: key.Generate().Public()}.String()
 	s.write("list.ini", "[network]\nkeyfile=me.private\nauth-whitelist="+friend+"\n")
 	s.run(0, "config import list.ini", "nobody may call it before /var/lib/lokinetd/imported.clients is there, with a file NAME.client for each of 1 clients")
-	s.run(1, "config import list.ini --keys keys", "imported.key exists already")
 	if err := os.Mkdir("listed", 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -74,6 +76,11 @@ func TestConfigImport(t *testing.T) {
 	if err := os.Remove("listed/imported.key"); err != nil {
 		t.Fatal(err)
 	}
+	s.run(0, "config import list.ini --keys listed", address) // goes on where one was cut short
+	if err := os.Remove("listed/imported.key"); err != nil {
+		t.Fatal(err)
+	}
+	s.write("listed/imported.clients/mine.client", friend+"\n")
 	s.run(1, "config import list.ini --keys listed", "imported.clients exists already")
 	if _, err := os.Stat("listed/imported.key"); err == nil {
 		t.Error("a key was copied in spite of an error")

@@ -80,7 +80,7 @@ var testImports = map[string]string{
 	"router/session": "router/seal/sodium",
 	"router/oxend":   "router/oxend/standin",
 	"router":         "router/oxend/standin",
-	"router/testnet": "router/oxend/standin",
+	"router/testnet": "router/oxend/standin netif", // netif: its map of addresses, which must outlive restarts
 }
 
 // testMay are libraries that tests use beside the sole users.
