@@ -618,9 +618,9 @@ func FuzzRelayRequest(f *testing.F) {
 		n.relay.fromPaths, n.relay.links, n.relay.paths = meter[path.ID]{rate: 1, burst: 1}, newLinkMeter(), newPathMeter()
 		var answers atomic.Int32
 		if kind&4 != 0 { // who has asked too much
-			n.relay.paths.charge(id, 1<<40, time.Now())
+			n.relay.paths.charge(id, 1<<30, time.Now())
 			for _, k := range []key.Public{{}, secret(1).Public()} {
-				n.relay.links.charge(k, 1<<40, time.Now())
+				n.relay.links.charge(k, 1<<30, time.Now())
 			}
 		}
 		if kind %= 4; kind == 3 {

@@ -303,7 +303,7 @@ func (t *Table) swerve(c *call, now time.Time) bool {
 	if len(others) == 0 {
 		return false
 	}
-	c.tried = append(slices.DeleteFunc(c.tried, func(p onion) bool { return p == nil || !p.live(now) }), c.path)
+	c.tried = append(slices.DeleteFunc(c.tried, func(p onion) bool { return p == nil || p == c.path || !p.live(now) }), c.path)
 	if !slices.ContainsFunc(others, func(p onion) bool { return !slices.Contains(c.tried, p) }) {
 		c.tried = []onion{c.path}
 	}

@@ -590,7 +590,7 @@ func (x *fire) grown(after time.Duration) [2]uint64 {
 func (x *fire) bounded() {
 	clients := len(x.n.Clients)
 	m := &x.most
-	if m.Remotes > 2*clients || m.Sessions > 4*clients || m.Contacts > clients || m.Calls > clients || m.Pending > 4*clients || m.Queued > 30*clients || m.Tried > 4*clients {
+	if m.Remotes > 2*clients || m.Sessions > 4*clients || m.Contacts > clients || m.Calls > clients || m.Pending > 4*clients || m.Queued > 30*clients || m.Tried > 12*clients {
 		x.Errorf("a client held %+v", *m)
 	}
 }
