@@ -117,6 +117,10 @@ func TestNoNeedlessSwitch(t *testing.T) {
 		{"300 ms, 3 % lost on each link", 300 * time.Millisecond, true, false},
 		{"a queue that fills to 0.6 s and empties", 40 * time.Millisecond, false, true},
 	} {
+		lasts := 20 * time.Minute
+		if raceEnabled {
+			lasts = 5 * time.Minute
+		}
 		inBubble(t, func(t *testing.T, f *fabric) {
 			f.latency = x.rtt / 2
 			a, b := f.settled()
@@ -139,7 +143,7 @@ func TestNoNeedlessSwitch(t *testing.T) {
 				}
 				return d
 			}
-			for time.Since(start) < 20*time.Minute {
+			for time.Since(start) < lasts {
 				// Words back and forth for a moment, then none for another.
 				for n := 1 + rng.IntN(30); n > 0; n-- {
 					a.send(b, "?")
@@ -151,7 +155,7 @@ func TestNoNeedlessSwitch(t *testing.T) {
 			}
 			f.lose, f.delay = nil, nil
 			s := a.table.Stats()
-			t.Logf("%s: %d switches, %d pings and other words in 20 minutes", x.name, s.SwitchesSent, pings)
+			t.Logf("%s: %d switches, %d pings and other words in %v", x.name, s.SwitchesSent, pings, lasts)
 			if s.Diverted > 0 || s.SwitchesSent > 1 { // one by the rules of path expiry
 				t.Errorf("%s: %+v", x.name, s)
 			}

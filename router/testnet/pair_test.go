@@ -84,7 +84,7 @@ func TestBothCall(t *testing.T) {
 	)
 	repeats := 10 // of each order
 	if raceEnabled {
-		repeats = 3
+		repeats = 2
 	}
 	buffers := packet.InUse()
 	rng := rand.New(rand.NewPCG(seed(t), 3))
@@ -160,6 +160,9 @@ func TestLoss(t *testing.T) {
 				d := 15 * time.Minute
 				if quic {
 					d = 5 * time.Minute
+				}
+				if raceEnabled {
+					d /= 3
 				}
 				n := New(t, Options{Relays: 8, Clients: 2, Latency: 80 * time.Millisecond, Loss: loss, Seed: seed(t), QUIC: quic})
 				a, b := n.Clients[0], n.Clients[1]
