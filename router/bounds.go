@@ -19,7 +19,7 @@ func limits() (link.Limits, path.Limits, session.Limits) {
 		return link.Limits{}, path.Limits{}, session.Limits{}
 	}
 	const n = unbounded
-	return link.Limits{Connections: n, PerIP: n, Handshakes: n, Rate: n, Strangers: n, Requests: n, AllRequests: n, StreamQueue: n, Memory: n, NoTurns: true},
+	return link.Limits{Connections: n, PerIP: n, Handshakes: n, Rate: n, SourceRate: n, Strangers: n, Requests: n, AllRequests: n, StreamQueue: n, Memory: n, NoTurns: true},
 		path.Limits{Hops: n, ClientHops: n, RelayHops: n, Builds: n, ClientBuild: n, RelayBuild: n, BuildRate: 1 << 20, Requests: n, ClientRequest: n, RelayRequest: n, RequestBytes: n},
 		session.Limits{Sessions: n, Unsure: n, Calls: n, Handshakes: 1 << 20, Contacts: n}
 }

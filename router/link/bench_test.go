@@ -362,7 +362,7 @@ func BenchmarkRequest(b *testing.B) {
 }
 
 func BenchmarkDial(b *testing.B) {
-	to := run(b, loopback(b), &node{}, Config{Accept: true, Limits: Limits{PerIP: 1 << 20, Connections: 1 << 20}})
+	to := run(b, loopback(b), &node{}, Config{Accept: true, Limits: Limits{PerIP: 1 << 20, Connections: 1 << 20, Rate: 1 << 20, SourceRate: 1 << 20}})
 	from := run(b, loopback(b), &node{}, Config{})
 	defer to.stop()
 	defer from.stop()

@@ -6,20 +6,20 @@ import (
 )
 
 // doors bounds how often handshakes are begun, which cost about a millisecond of the processor each whether they end or not. One source, that is an IPv4 address or an
-// IPv6 /64, gets sourceBurst at once and sourceRate a second; all together rate a second and eight seconds' worth at once. While more than half of that is used, who
+// IPv6 /64, gets sourceBurst at once and each a second; all together rate a second and eight seconds' worth at once. While more than half of that is used, who
 // has used a quarter of his own gets no more, so that few sources cannot shut all others out. From a quarter on, of either, a dialler must first prove
 // its address, which costs us a fiftieth: so nobody uses up what is another's.
 //
 // Not safe for concurrent use.
 type doors struct {
 	rate    float64 // a second, of all
+	each    float64 // of one source
 	sources map[netip.Prefix]*pail
 	all     pail
 	swept   time.Time
 }
 
 const (
-	sourceRate  = 4
 	sourceBurst = 128 // as many as one may have
 	doorsBurst  = 8   // seconds of the rate of all
 	maxSources  = 1 << 14
@@ -42,7 +42,7 @@ func (p *pail) look(now time.Time, rate float64) float64 {
 // doubts says whether a dialler from the source must prove its address.
 func (d *doors) doubts(source netip.Prefix, now time.Time) bool {
 	p := d.sources[source]
-	return d.all.look(now, d.rate) >= d.rate*doorsBurst/4 || p != nil && p.look(now, sourceRate) >= sourceBurst/4 || len(d.sources) >= maxSources
+	return d.all.look(now, d.rate) >= d.rate*doorsBurst/4 || p != nil && p.look(now, d.each) >= sourceBurst/4 || len(d.sources) >= maxSources
 }
 
 // opens counts one more handshake, or says that it may not be.
@@ -59,7 +59,7 @@ func (d *doors) opens(source netip.Prefix, now time.Time) bool {
 		p = &pail{}
 		d.sources[source] = p
 	}
-	mine, all := p.look(now, sourceRate), d.all.look(now, d.rate)
+	mine, all := p.look(now, d.each), d.all.look(now, d.rate)
 	if mine+1 > sourceBurst || all+1 > d.rate*doorsBurst || all >= d.rate*doorsBurst/2 && mine >= sourceBurst/4 {
 		return false
 	}
@@ -75,7 +75,7 @@ func (d *doors) sweep(now time.Time) {
 	}
 	d.swept = now
 	for s, p := range d.sources {
-		if p.look(now, sourceRate) == 0 {
+		if p.look(now, d.each) == 0 {
 			delete(d.sources, s)
 		}
 	}

@@ -32,7 +32,7 @@ func TestHandshakeFlood(t *testing.T) {
 				c.Close(CodeNormal)
 			}
 		}
-		if most := left + 1 + int(time.Since(start).Seconds()*sourceRate); ok < left || ok > most {
+		if most := left + 1 + int(time.Since(start).Seconds()*4); ok < left || ok > most {
 			t.Errorf("%d more connections of one source, not %d to %d", ok, left, most)
 		}
 		other := run(t, n.socket(addrOf(3)), &node{}, Config{})

@@ -26,7 +26,8 @@ type Limits struct {
 	Connections int   // inbound, in all: 4096
 	PerIP       int   // inbound, of one IPv4 address or IPv6 /64 network: 128
 	Handshakes  int   // inbound, not finished yet: 256; from a quarter of it on, diallers must first prove their address (Retry)
-	Rate        int   // inbound handshakes begun each second, in all, and eight seconds' worth at once: 50 for each core (doors.go says what of one source)
+	Rate        int   // inbound handshakes begun each second, in all, and eight seconds' worth at once: 50 for each core
+	SourceRate  int   // the same of one IPv4 address or IPv6 /64 network, and 128 at once: 4
 	Strangers   int   // packets each second that may begin a handshake, once without and once with a proof of the address: 1000 for each core
 	Requests    int   // incoming requests of one connection that wait for an answer: 1024
 	AllRequests int   // the same in all: 32768
@@ -47,6 +48,7 @@ func (l Limits) withDefaults() Limits {
 	set(&l.PerIP, 128)
 	set(&l.Handshakes, 256)
 	set(&l.Rate, 50*runtime.NumCPU())
+	set(&l.SourceRate, 4)
 	set(&l.Strangers, 1000*runtime.NumCPU())
 	set(&l.Requests, 1024)
 	set(&l.AllRequests, 32768)
@@ -146,7 +148,7 @@ func NewQUIC(pc net.PacketConn, config Config) (*QUIC, error) {
 		q.log = slog.New(slog.DiscardHandler)
 	}
 	q.memory.max = q.limits.Memory
-	q.doors.rate = float64(q.limits.Rate)
+	q.doors.rate, q.doors.each = float64(q.limits.Rate), float64(q.limits.SourceRate)
 	if config.Accept && !q.limits.NoTurns {
 		q.turns = new(turns)
 	}
