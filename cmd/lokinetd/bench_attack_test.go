@@ -311,7 +311,8 @@ func (a *attacker) initsForged() (func(context.Context), error) {
 	})
 }
 
-func (a *attacker) initsOver(box func(*hostilePath) []byte) (func(context.Context), error) {
+// prepare makes n messages for paths of the attacker's, one over each link, by link.
+func (a *attacker) prepare(n int, body func(p *hostilePath, i int) []byte) (map[link.Conn][][]byte, error) {
 	if err := a.connect(attackLinks); err != nil {
 		return nil, err
 	}
@@ -320,10 +321,19 @@ func (a *attacker) initsOver(box func(*hostilePath) []byte) (func(context.Contex
 		return nil, err
 	}
 	msgs := map[link.Conn][][]byte{}
-	for i := range 1000 {
+	for i := range n {
 		p := &paths[i%len(paths)]
-		b := box(p)
-		msgs[p.link] = append(msgs[p.link], p.session(bt.NewDict(nil).String("", "i").Bytes("B", b).End()))
+		msgs[p.link] = append(msgs[p.link], body(p, i))
+	}
+	return msgs, nil
+}
+
+func (a *attacker) initsOver(box func(*hostilePath) []byte) (func(context.Context), error) {
+	msgs, err := a.prepare(1000, func(p *hostilePath, _ int) []byte {
+		return p.session(bt.NewDict(nil).String("", "i").Bytes("B", box(p)).End())
+	})
+	if err != nil {
+		return nil, err
 	}
 	return a.commands("session_control", func(l link.Conn, i int) []byte { return msgs[l][i/len(a.links)%len(msgs[l])] }), nil
 }
@@ -532,17 +542,9 @@ func (a *attacker) datagrams(id func(link.Conn) [16]byte) func(context.Context) 
 
 // overPaths floods with requests to the ends of 64 paths, each with 16 at a time.
 func (a *attacker) overPaths(body func(p *hostilePath, i int) []byte) (func(context.Context), error) {
-	if err := a.connect(attackLinks); err != nil {
-		return nil, err
-	}
-	paths, err := a.paths(attackLinks)
+	msgs, err := a.prepare(500, body)
 	if err != nil {
 		return nil, err
-	}
-	msgs := map[link.Conn][][]byte{}
-	for i := range 500 {
-		p := &paths[i%len(paths)]
-		msgs[p.link] = append(msgs[p.link], body(p, i))
 	}
 	return a.all(a.links, 16, func(ctx context.Context, l link.Conn, i int) {
 		a.request(ctx, l, "path_control", msgs[l][i/len(a.links)%len(msgs[l])])

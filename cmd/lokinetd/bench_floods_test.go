@@ -21,7 +21,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"lokinetd/router"
-	"lokinetd/router/key"
 )
 
 // The bench of floods, behind `make floods`: what is left of an honest flow while somebody floods the relay that it goes through. Three processes: the relay and
@@ -277,11 +276,7 @@ func playHonest(ctx context.Context, args []string) (any, error) {
 	if err := f.Parse(args); err != nil {
 		return nil, err
 	}
-	relay, err := key.LoadSecret(*relayKey)
-	if err != nil {
-		return nil, err
-	}
-	end, err := key.LoadSecret(*endKey)
+	relay, end, err := loadPair(*relayKey, *endKey)
 	if err != nil {
 		return nil, err
 	}

@@ -180,11 +180,7 @@ func driveRelay(ctx context.Context, args []string) (any, error) {
 	if err := f.Parse(args); err != nil {
 		return nil, err
 	}
-	relay, err := key.LoadSecret(*relayKey)
-	if err != nil {
-		return nil, err
-	}
-	end, err := key.LoadSecret(*endKey)
+	relay, end, err := loadPair(*relayKey, *endKey)
 	if err != nil {
 		return nil, err
 	}
@@ -474,4 +470,13 @@ func runBare(ctx context.Context, args []string) (any, error) {
 		}
 		out.SendDatagram(p)
 	}
+}
+
+// loadPair reads the keys of the relay and of the end behind it.
+func loadPair(relayFile, endFile string) (relay, end *key.Secret, err error) {
+	if relay, err = key.LoadSecret(relayFile); err != nil {
+		return nil, nil, err
+	}
+	end, err = key.LoadSecret(endFile)
+	return relay, end, err
 }
