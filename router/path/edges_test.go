@@ -222,7 +222,9 @@ func TestEdgesPassing(t *testing.T) {
 		}
 		b.sign(t, 100)
 		h.connect(func(key.Public) bool { return true })
-		if got := h.edgeIDs(); !slices.Equal(h.disk.Candidates, settled.Candidates) || got[0] != settled.Candidates[0].Relay {
+		// One that was an edge in the meantime may have got its time.
+		same := func(a, b Candidate) bool { return a.Relay == b.Relay }
+		if got := h.edgeIDs(); !slices.EqualFunc(h.disk.Candidates, settled.Candidates, same) || got[0] != settled.Candidates[0].Relay {
 			t.Error("contacts are there again: others are preferred than before")
 		}
 		h.Close()
