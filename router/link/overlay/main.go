@@ -47,12 +47,15 @@ func run(dir string) error {
 	if err := generateTLS(env[0], env[1], filepath.Join(dir, "overlay")); err != nil {
 		return err
 	}
-	out, err = goCommand("mod", "download", "-json", quicPath)
-	if err != nil {
-		return err
-	}
-	var quic struct{ Dir, Version string }
-	if err := json.Unmarshal(out, &quic); err != nil {
+	out, failed := goCommand("mod", "download", "-json", quicPath)
+	var quic struct{ Dir, Version, Error string } // what goes wrong is said here, not on stderr
+	err = json.Unmarshal(out, &quic)
+	switch {
+	case quic.Error != "":
+		return fmt.Errorf("the module %s cannot be had: %s", quicPath, quic.Error)
+	case failed != nil:
+		return failed
+	case err != nil:
 		return fmt.Errorf("go mod download: %w", err)
 	}
 	if err := generateQUIC(quic.Dir, quic.Version, filepath.Join(dir, "quic-go")); err != nil {
@@ -66,9 +69,9 @@ func goCommand(args ...string) ([]byte, error) {
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()
 	if err != nil {
-		return nil, fmt.Errorf("go %s: %w", strings.Join(args, " "), err)
+		err = fmt.Errorf("go %s: %w", strings.Join(args, " "), err)
 	}
-	return out, nil
+	return out, err
 }
 
 // generateTLS writes the overlay for the toolchain at goroot into dir, overlay.json last.
