@@ -2,7 +2,6 @@ package netif
 
 import (
 	"encoding/binary"
-	"sync"
 	"time"
 
 	"lokinetd/router/packet"
@@ -30,7 +29,7 @@ func (p *Pump) unreachable(ip *packet.IP, b []byte, now time.Time) {
 	if !ip.FirstPart() || ip.ICMP() && !ip.Echo() {
 		return
 	}
-	if !p.icmp.allow(now) {
+	if !p.errors.AllowN(now, 1) {
 		p.count.add(unreachableLimited)
 		return
 	}
@@ -67,24 +66,4 @@ func (p *Pump) unreachable(ip *packet.IP, b []byte, now time.Time) {
 	default:
 		p.drop(r, unreachableLimited)
 	}
-}
-
-// limiter is a token bucket. Safe for concurrent use.
-type limiter struct {
-	mu   sync.Mutex
-	full time.Time // when the bucket is full again
-}
-
-func (l *limiter) allow(now time.Time) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.full.Before(now) {
-		l.full = now
-	}
-	next := l.full.Add(time.Second / unreachableRate)
-	if next.Sub(now) > unreachableBurst*time.Second/unreachableRate {
-		return false
-	}
-	l.full = next
-	return true
 }

@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/time/rate"
 	"golang.zx2c4.com/wireguard/tun"
 
 	"lokinetd/router/key"
@@ -87,7 +88,7 @@ type Pump struct {
 	backlog *backlog
 	queue   chan *packet.Buffer
 	count   counters
-	icmp    limiter
+	errors  *rate.Limiter // of ICMP, that we make
 
 	mu        sync.Mutex // guards changes of endpoints
 	endpoints atomic.Pointer[map[netip.Addr]*Endpoint]
@@ -98,7 +99,7 @@ func NewPump(t TUN, log *slog.Logger) *Pump {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	p := &Pump{tun: t, log: log, backlog: newBacklog(), queue: make(chan *packet.Buffer, writeQueue)}
+	p := &Pump{tun: t, log: log, backlog: newBacklog(), queue: make(chan *packet.Buffer, writeQueue), errors: rate.NewLimiter(unreachableRate, unreachableBurst)}
 	p.endpoints.Store(&map[netip.Addr]*Endpoint{})
 	return p
 }

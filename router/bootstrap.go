@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"lokinetd/router/fair"
 	"lokinetd/router/key"
 	"lokinetd/router/link"
 	"lokinetd/router/netdb"
@@ -203,8 +204,8 @@ const (
 )
 
 // What bootstrap answers may cost, in bytes: of one network of addresses, and of all. The public network's answer has some 300 KB.
-func newBootstrapMeter() *meter[netip.Prefix] {
-	return &meter[netip.Prefix]{rate: 128 << 10, burst: 8 << 20, allRate: 8 << 20, allBurst: 256 << 20}
+func newBootstrapMeter() *fair.Meter[netip.Prefix] {
+	return &fair.Meter[netip.Prefix]{Rate: 128 << 10, Burst: bound(8 << 20), AllRate: 8 << 20, AllBurst: bound(256 << 20)}
 }
 
 // bootstrapNetwork is the size in bits of the IPv4 networks that are metered as one.
@@ -271,7 +272,7 @@ func (p *packed) pack(s *netdb.Store, buckets netdb.BucketHashes) {
 // bootstrap answers a bfetch_rcs.
 func (r *relay) bootstrap(c link.Conn, q *link.Request) {
 	who, err := c.RemoteAddr().Addr().Unmap().Prefix(bootstrapNetwork)
-	if err != nil || !r.starters.allows(who, time.Now()) {
+	if err != nil || !r.starters.Allows(who, time.Now()) {
 		q.Fail(errBusy)
 		return
 	}
@@ -280,7 +281,7 @@ func (r *relay) bootstrap(c link.Conn, q *link.Request) {
 			q.Fail([]byte(fault))
 			return
 		}
-		r.starters.charge(who, len(body), time.Now())
+		r.starters.Charge(who, len(body), time.Now())
 		q.Reply(body)
 	})
 }

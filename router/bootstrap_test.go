@@ -74,7 +74,7 @@ func TestRelayBootstrap(t *testing.T) {
 		}
 
 		// One network of addresses pays for itself, and gets more when it has waited.
-		g.r.starters.burst, g.r.starters.rate = 3*float64(len(first.body)), 10
+		g.r.starters.Burst, g.r.starters.Rate = 3*float64(len(first.body)), 10
 		refused := reply{string(errBusy), true, true}
 		answered := 0
 		for i := range 20 {

@@ -13,6 +13,14 @@ var Unbounded bool
 
 const unbounded = math.MaxInt32
 
+// bound is a bound on what strangers may cost, which is fair.Meter's.
+func bound(n float64) float64 {
+	if Unbounded {
+		return math.Inf(1)
+	}
+	return n
+}
+
 // limits are the bounds of the layers below: their own, unless there are to be none.
 func limits() (link.Limits, path.Limits, session.Limits) {
 	if !Unbounded {

@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"lokinetd/router/fair"
 	"lokinetd/router/key"
 	"lokinetd/router/link"
 	"lokinetd/router/netdb"
@@ -36,11 +37,13 @@ const (
 	gossipCost  = 64 << 10 // of a relay contact that is not valid
 )
 
-func newPathMeter() *meter[path.ID] {
-	return &meter[path.ID]{rate: 64 << 10, burst: 4 << 20, allRate: 32 << 20, allBurst: 512 << 20}
+func newPathMeter() *fair.Meter[path.ID] {
+	return &fair.Meter[path.ID]{Rate: 64 << 10, Burst: bound(4 << 20), AllRate: 32 << 20, AllBurst: bound(512 << 20)}
 }
 
-func newLinkMeter() *meter[key.Public] { return &meter[key.Public]{rate: 1 << 20, burst: 64 << 20} }
+func newLinkMeter() *fair.Meter[key.Public] {
+	return &fair.Meter[key.Public]{Rate: 1 << 20, Burst: bound(64 << 20)}
+}
 
 // relay is the role of a relay: it answers requests of neighbours and of the clients at the end of their paths, and keeps its place in the mesh.
 type relay struct {
@@ -58,17 +61,17 @@ type relay struct {
 	datagrams struct{ in, bytes atomic.Uint64 }
 
 	// What others may cost us. A neighbour is a relay, over however many connections; what clients ask without a path, which none has to, they all share.
-	starters *meter[netip.Prefix] // bfetch_rcs
-	waste    meter[link.Conn]     // datagrams of no use, of a client's connection
-	wastes   meter[netip.Prefix]  // and of all from one network of addresses
-	cut      atomic.Uint64        // connections closed for that
-	paths    *meter[path.ID]      // requests over a path
-	links    *meter[key.Public]   // requests of neighbours
-	forwards slots[path.ID]       // requests that wait for another relay
-	news     meter[key.Public]    // contacts of one relay that are passed on
+	starters *fair.Meter[netip.Prefix] // bfetch_rcs
+	waste    fair.Meter[link.Conn]     // datagrams of no use, of a client's connection
+	wastes   fair.Meter[netip.Prefix]  // and of all from one network of addresses
+	cut      atomic.Uint64             // connections closed for that
+	paths    *fair.Meter[path.ID]      // requests over a path
+	links    *fair.Meter[key.Public]   // requests of neighbours
+	forwards fair.Slots[path.ID]       // requests that wait for another relay
+	news     fair.Meter[key.Public]    // contacts of one relay that are passed on
 	// Contacts of clients that had none here, by the path or neighbour that brings them: who invents clients pushes out others' contacts.
-	fromPaths meter[path.ID]
-	fromLinks meter[key.Public]
+	fromPaths fair.Meter[path.ID]
+	fromLinks fair.Meter[key.Public]
 }
 
 func newRelay(n *Node) (*relay, error) {
@@ -76,12 +79,12 @@ func newRelay(n *Node) (*relay, error) {
 		n: n, secret: n.config.Secret, self: n.config.Secret.Public(),
 		contacts: netdb.NewContacts(0, 0),
 		starters: newBootstrapMeter(), paths: newPathMeter(), links: newLinkMeter(),
-		forwards:  slots[path.ID]{each: pathForwards, all: maxForwards},
-		waste:     meter[link.Conn]{rate: 64, burst: 256},
-		wastes:    meter[netip.Prefix]{rate: 512, burst: 4096},
-		news:      meter[key.Public]{rate: 1 / netdb.MinRelayUpdate.Seconds(), burst: 4},
-		fromPaths: meter[path.ID]{rate: 0.25, burst: 32},
-		fromLinks: meter[key.Public]{rate: 2, burst: 2048},
+		forwards:  fair.Slots[path.ID]{Each: pathForwards, All: maxForwards},
+		waste:     fair.Meter[link.Conn]{Rate: 64, Burst: bound(256)},
+		wastes:    fair.Meter[netip.Prefix]{Rate: 512, Burst: bound(4096)},
+		news:      fair.Meter[key.Public]{Rate: 1 / netdb.MinRelayUpdate.Seconds(), Burst: bound(4)},
+		fromPaths: fair.Meter[path.ID]{Rate: 0.25, Burst: bound(32)},
+		fromLinks: fair.Meter[key.Public]{Rate: 2, Burst: bound(2048)},
 	}
 	if !n.config.Public.Addr().Is4() || n.config.Public.Port() == 0 {
 		return nil, errors.New("router: a relay needs a public IPv4 address with a port")
@@ -218,7 +221,7 @@ func (r *relay) Closed(c link.Conn, err error) {
 	if c.Kind() == link.Client && !c.Outbound() {
 		r.clients.Add(-1)
 	}
-	r.waste.forget(c)
+	r.waste.Forget(c)
 	if c.Kind() == link.Client { // a client's paths live and die with its connection, a relay's do not
 		r.transit.LinkClosed(c)
 	}
@@ -236,9 +239,9 @@ func (r *relay) Datagram(c link.Conn, b *packet.Buffer) {
 // one that is carried. A relay is not: what it brings is others'.
 func (r *relay) wasted(c link.Conn) {
 	now, source := time.Now(), link.NetworkOf(c.RemoteAddr().Addr())
-	r.waste.charge(c, 1, now)
-	r.wastes.charge(source, 1, now)
-	if !r.waste.allows(c, now) && !r.wastes.allows(source, now) {
+	r.waste.Charge(c, 1, now)
+	r.wastes.Charge(source, 1, now)
+	if !r.waste.Allows(c, now) && !r.wastes.Allows(source, now) {
 		r.cut.Add(1)
 		c.Close(link.CodeNormal)
 	}
@@ -283,12 +286,12 @@ func (r *relay) Request(c link.Conn, q *link.Request) {
 // neighbour answers a request that costs something, within bounds.
 func (r *relay) neighbour(c link.Conn, q *link.Request, f func(body []byte) []byte) {
 	now := time.Now()
-	if !r.links.take(c.Remote(), requestCost, now) {
+	if !r.links.Take(c.Remote(), requestCost, now) {
 		q.Reply(netdb.Status(netdb.StatusError))
 		return
 	}
 	body := f(q.Body)
-	r.links.charge(c.Remote(), len(body), now)
+	r.links.Charge(c.Remote(), len(body), now)
 	q.Reply(body)
 }
 
@@ -297,16 +300,16 @@ func (r *relay) neighbour(c link.Conn, q *link.Request, f func(body []byte) []by
 // clock could have signed meanwhile.
 func (r *relay) gossip(from link.Conn, raw []byte) {
 	now := time.Now()
-	if !r.links.allows(from.Remote(), now) {
+	if !r.links.Allows(from.Remote(), now) {
 		return
 	}
 	c, news, err := r.n.store.Gossip(raw)
 	if err != nil {
-		r.links.charge(from.Remote(), gossipCost, now)
+		r.links.Charge(from.Remote(), gossipCost, now)
 		r.n.log.Debug("contact refused", "err", err)
 		return
 	}
-	if c == nil || !news || !r.news.take(c.ID, 1, now) {
+	if c == nil || !news || !r.news.Take(c.ID, 1, now) {
 		return
 	}
 	r.tell(c, from.Remote())
@@ -327,12 +330,12 @@ func (r *relay) tell(c *netdb.RelayContact, from key.Public) (told int) {
 
 // PathRequest answers a client at the other end of a path (protocol 3 section 4.3).
 func (r *relay) PathRequest(from path.ID, method string, body []byte, reply func([]byte)) {
-	if !r.paths.take(from, requestCost, time.Now()) {
+	if !r.paths.Take(from, requestCost, time.Now()) {
 		reply(netdb.Status(netdb.StatusError))
 		return
 	}
 	answer := func(body []byte) {
-		r.paths.charge(from, len(body), time.Now())
+		r.paths.Charge(from, len(body), time.Now())
 		reply(body)
 	}
 	switch method {
@@ -432,10 +435,10 @@ func (r *relay) readPublish(body []byte) (p netdb.PublishCC, closest []key.Publi
 }
 
 // put stores a contact; newcomers counts those of clients that have none here yet.
-func put[K comparable](r *relay, newcomers *meter[K], from K, p netdb.PublishCC) []byte {
+func put[K comparable](r *relay, newcomers *fair.Meter[K], from K, p netdb.PublishCC) []byte {
 	now := time.Now()
 	fresh := r.contacts.Get(p.Blinded, now) == nil
-	if fresh && !newcomers.allows(from, now) {
+	if fresh && !newcomers.Allows(from, now) {
 		return netdb.Status(netdb.StatusError)
 	}
 	stored, err := r.contacts.Put(p.Sealed, now)
@@ -443,7 +446,7 @@ func put[K comparable](r *relay, newcomers *meter[K], from K, p netdb.PublishCC)
 		return netdb.Status(netdb.StatusError)
 	}
 	if fresh && stored {
-		newcomers.charge(from, 1, now)
+		newcomers.Charge(from, 1, now)
 	}
 	return netdb.Status(netdb.StatusOK)
 }
@@ -509,13 +512,13 @@ const maxForwarded = netdb.MaxSealed + 1<<10
 
 // forward asks another relay on behalf of a path and passes its reply on; silence and failure become TIMEOUT.
 func (r *relay) forward(from path.ID, to key.Public, method string, body []byte, reply func([]byte)) {
-	if !r.forwards.take(from) {
+	if !r.forwards.Take(from) {
 		reply(netdb.Status(netdb.StatusError))
 		return
 	}
 	started := r.n.serve(func(ctx context.Context) {
 		answer, err := r.n.peers.Request(ctx, to, method, body)
-		r.forwards.give(from)
+		r.forwards.Give(from)
 		switch {
 		case err != nil:
 			answer = netdb.Status(netdb.StatusTimeout)
@@ -525,6 +528,6 @@ func (r *relay) forward(from path.ID, to key.Public, method string, body []byte,
 		reply(answer)
 	})
 	if !started {
-		r.forwards.give(from)
+		r.forwards.Give(from)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"lokinetd/router/bt"
+	"lokinetd/router/fair"
 	"lokinetd/router/key"
 	"lokinetd/router/link"
 	"lokinetd/router/netdb"
@@ -615,12 +616,12 @@ func FuzzRelayRequest(f *testing.F) {
 	f.Fuzz(func(t *testing.T, kind byte, name string, body []byte) {
 		n.relay.contacts = netdb.NewContacts(0, 0)
 		id := path.ID{kind, byte(len(body))}
-		n.relay.fromPaths, n.relay.links, n.relay.paths = meter[path.ID]{rate: 1, burst: 1}, newLinkMeter(), newPathMeter()
+		n.relay.fromPaths, n.relay.links, n.relay.paths = fair.Meter[path.ID]{Rate: 1, Burst: 1}, newLinkMeter(), newPathMeter()
 		var answers atomic.Int32
 		if kind&4 != 0 { // who has asked too much
-			n.relay.paths.charge(id, 1<<30, time.Now())
+			n.relay.paths.Charge(id, 1<<30, time.Now())
 			for _, k := range []key.Public{{}, secret(1).Public()} {
-				n.relay.links.charge(k, 1<<30, time.Now())
+				n.relay.links.Charge(k, 1<<30, time.Now())
 			}
 		}
 		if kind %= 4; kind == 3 {

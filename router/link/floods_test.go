@@ -22,7 +22,7 @@ func TestHandshakeFlood(t *testing.T) {
 		defer a.stop()
 		const left = 4
 		for range sourceBurst - left {
-			b.quic.doors.opens(NetworkOf(addrOf(2).Addr()), time.Now())
+			b.quic.doors.Take(NetworkOf(addrOf(2).Addr()), 1, time.Now())
 		}
 		ok, start := 0, time.Now()
 		for range 3 * left {

@@ -148,7 +148,7 @@ func NewQUIC(pc net.PacketConn, config Config) (*QUIC, error) {
 		q.log = slog.New(slog.DiscardHandler)
 	}
 	q.memory.max = q.limits.Memory
-	q.doors.rate, q.doors.each = float64(q.limits.Rate), float64(q.limits.SourceRate)
+	q.doors.set(q.limits.Rate, q.limits.SourceRate)
 	if config.Accept && !q.limits.NoTurns {
 		q.turns = new(turns)
 	}
@@ -460,7 +460,7 @@ func (q *QUIC) admit(ctx context.Context, info *quic.ClientInfo) (context.Contex
 	a := &admission{network: NetworkOf(addrPort(info.RemoteAddr).Addr()), shaking: true}
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.closing || q.inbound >= q.limits.Connections || q.shaking >= q.limits.Handshakes || q.admitted[a.network] >= q.limits.PerIP || !q.doors.opens(a.network, time.Now()) {
+	if q.closing || q.inbound >= q.limits.Connections || q.shaking >= q.limits.Handshakes || q.admitted[a.network] >= q.limits.PerIP || !q.doors.Take(a.network, 1, time.Now()) {
 		q.refused.Add(1)
 		return nil, errFull
 	}

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"lokinetd/router/fair"
 )
 
 // turns is how the readers of the request streams share the processor. A message may cost a relay a hundred times what it costs its sender (a key agreement, a signature),
@@ -20,11 +22,10 @@ import (
 // The zero value is ready. A nil *turns makes nobody wait.
 type turns struct {
 	mu      sync.Mutex
-	busy    bool      // somebody has his turn, or a timer gives the next one
-	debt    float64   // seconds of the processor that were used and are not made up for, at
-	at      time.Time // the last look
-	waiting [2]ring   // relays; clients
-	relays  int       // turns of relays in a row
+	busy    bool         // somebody has his turn, or a timer gives the next one
+	used    fair.Account // seconds of the processor
+	waiting [2]ring      // relays; clients
+	relays  int          // turns of relays in a row
 }
 
 const (
@@ -75,11 +76,7 @@ func (t *turns) share() float64 { return min(1, turnShare*float64(runtime.GOMAXP
 
 // owed is the debt at now.
 func (t *turns) owed(now time.Time) time.Duration {
-	if since := now.Sub(t.at).Seconds(); since > 0 {
-		t.debt = max(0, t.debt-since*t.share())
-		t.at = now
-	}
-	return time.Duration(t.debt * float64(time.Second))
+	return time.Duration(t.used.Spent(now, t.share()) * float64(time.Second))
 }
 
 // take waits for a turn; give, on the same goroutine, ends it.
@@ -119,8 +116,7 @@ func (t *turns) end(spent time.Duration) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now := time.Now()
-	t.owed(now)
-	t.debt += spent.Seconds()
+	t.used.Add(spent.Seconds(), now, t.share())
 	t.next(now)
 }
 

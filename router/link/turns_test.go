@@ -88,10 +88,11 @@ func TestTurnsShare(t *testing.T) {
 // One source cannot begin more handshakes than its share, nor few sources what all have; before, addresses have to be proven.
 func TestDoors(t *testing.T) {
 	now := time.Unix(1e9, 0)
-	d := doors{rate: 100, each: 4}
+	var d doors
+	d.set(100, 4)
 	opened := func(source byte, tries int) (n int) {
 		for range tries {
-			if d.opens(prefixOf(source), now) {
+			if d.Take(prefixOf(source), 1, now) {
 				n++
 			}
 		}
@@ -116,8 +117,8 @@ func TestDoors(t *testing.T) {
 	if !d.doubts(prefixOf(200), now) {
 		t.Error("no proof is asked for though many came")
 	}
-	if n := opened(200, 1000); n != sourceBurst/4 {
-		t.Errorf("a newcomer got %d, not a quarter of his own, %d", n, sourceBurst/4)
+	if n := opened(200, 1000); n != sourceBurst/8 {
+		t.Errorf("a newcomer got %d, not an eighth of his own, %d", n, sourceBurst/8)
 	}
 	for i := range byte(54) {
 		opened(201+i, 1000)
@@ -129,13 +130,5 @@ func TestDoors(t *testing.T) {
 	}
 	if n > 100 {
 		t.Errorf("%d handshakes of all in a second, not 100", n)
-	}
-	now = now.Add(time.Hour)
-	for i := range maxSources {
-		d.opens(netip.PrefixFrom(netip.AddrFrom4([4]byte{11, 0, byte(i >> 8), byte(i)}), 32), now)
-		now = now.Add(time.Second)
-	}
-	if len(d.sources) > maxSources/2+1 {
-		t.Errorf("%d sources are remembered", len(d.sources))
 	}
 }

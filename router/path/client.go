@@ -237,7 +237,7 @@ func (c *Client) begin(l Link, first bool, now time.Time) bool {
 	if p == nil || !p.ready(now, first) {
 		return false
 	}
-	p.rate.spent++
+	p.builds.Add(1, now, float64(Limits{}.withDefaults().BuildRate))
 	p.waiting++
 	return true
 }

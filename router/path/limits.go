@@ -1,12 +1,15 @@
 package path
 
-import "time"
+import (
+	"time"
+
+	"lokinetd/router/fair"
+)
 
 // Limits bound what neighbours can make a relay hold or compute. Upstream has none (protocol 3 sections 2.6 and 5.5), and the protocol has no text for "too much":
 // what exceeds a limit is answered ERROR. Zero fields take the default.
 //
-// One link is one client connection, or one relay however often it reconnects. While more than half of an overall limit is used, a link that already has an eighth of
-// its own gets no more: few links can then not take the rest from the many.
+// One link is one client connection, or one relay however often it reconnects. Links share by package fair's rule.
 type Limits struct {
 	Hops        int // transit hops in all; default 65,536 (each about 0.5 KiB)
 	ClientHops  int // over one client connection; default 1,024
@@ -51,42 +54,13 @@ const (
 // quota is one number that is bounded over one link and in all.
 type quota struct{ link, all int }
 
-// admits says whether one more is allowed to a link that uses mine, when all use total.
-func (q quota) admits(mine, total int) bool {
-	if mine >= q.link || total >= q.all {
-		return false
-	}
-	return total < q.all/2 || mine < max(1, q.link/8)
-}
-
-// bucket is a token bucket. The zero bucket is full.
-type bucket struct {
-	spent float64 // tokens short of full, at last
-	last  time.Time
-}
-
-// take takes one token of a bucket of rate tokens a second and burstSeconds times as many at most.
-func (b *bucket) take(now time.Time, rate int) bool {
-	b.fill(now, rate)
-	if b.spent+1 > float64(rate*burstSeconds) {
-		return false
-	}
-	b.spent++
-	return true
-}
-
-func (b *bucket) fill(now time.Time, rate int) {
-	if since := now.Sub(b.last).Seconds(); since > 0 {
-		b.spent = max(0, b.spent-since*float64(rate))
-		b.last = now
-	}
-}
+func (q quota) admits(mine, total int) bool { return fair.Admits(mine, total, q.link, q.all) }
 
 // pace keeps a client's builds over one edge within nine tenths of what relays allow a client's connection by default: more would be refused there, and begun again here. It
 // is under Client.mu.
 type pace struct {
 	since   time.Time // when it was connected
-	rate    bucket
+	builds  fair.Account
 	waiting int    // for their answers
 	pongs   uint64 // of the edge itself; not of builds, but as long-lived as this is
 }
@@ -94,10 +68,9 @@ type pace struct {
 // ready says whether one more build may begin; half of it all is for pools that have no path.
 func (p *pace) ready(now time.Time, first bool) bool {
 	l := Limits{}.withDefaults()
-	p.rate.fill(now, l.BuildRate)
 	share := 0.9
 	if !first {
 		share /= 2
 	}
-	return float64(p.waiting+1) <= share*float64(l.ClientBuild) && p.rate.spent+1 <= share*float64(l.BuildRate*burstSeconds)
+	return float64(p.waiting+1) <= share*float64(l.ClientBuild) && p.builds.Spent(now, float64(l.BuildRate))+1 <= share*float64(l.BuildRate*burstSeconds)
 }

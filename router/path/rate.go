@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"lokinetd/router/fair"
 	"lokinetd/router/packet"
 )
 
@@ -15,10 +16,9 @@ type throttle struct {
 	pass func(*packet.Buffer)
 
 	mu     sync.Mutex
-	fair   *packet.Fair
-	debt   float64 // bytes passed that are not made up for, at
-	at     time.Time
-	timer  *time.Timer // not nil while something waits, or is being passed: by one goroutine, in order
+	queue  *packet.Fair
+	passed fair.Account // bytes
+	timer  *time.Timer  // not nil while something waits, or is being passed: by one goroutine, in order
 	closed bool
 	drops  func(uint64)
 }
@@ -32,7 +32,7 @@ const (
 )
 
 func newThrottle(rate int, pass func(*packet.Buffer), drops func(uint64)) *throttle {
-	return &throttle{rate: float64(rate), pass: pass, drops: drops, fair: packet.NewFair(throttleBytes, throttleCount)}
+	return &throttle{rate: float64(rate), pass: pass, drops: drops, queue: packet.NewFair(throttleBytes, throttleCount)}
 }
 
 // push owns b, which ends in its trailer.
@@ -45,31 +45,27 @@ func (t *throttle) push(b *packet.Buffer) {
 		b.Release()
 		return
 	case t.timer == nil && t.room(now):
-		t.debt += float64(len(b.Data))
+		t.passed.Add(float64(len(b.Data)), now, t.rate)
 		t.mu.Unlock()
 		t.pass(b)
 		return
 	}
 	_, _, id, _ := split(b.Data)
-	t.drops(uint64(t.fair.Push(b, binary.LittleEndian.Uint64(id[:]), now)))
+	t.drops(uint64(t.queue.Push(b, binary.LittleEndian.Uint64(id[:]), now)))
 	if t.timer == nil {
-		t.timer = time.AfterFunc(t.wait(), t.run)
+		t.timer = time.AfterFunc(t.wait(now), t.run)
 	}
 	t.mu.Unlock()
 }
 
 // room says whether something may pass. mu is held.
 func (t *throttle) room(now time.Time) bool {
-	if since := now.Sub(t.at).Seconds(); since > 0 {
-		t.debt = max(0, t.debt-since*t.rate)
-		t.at = now
-	}
-	return t.debt < t.rate*throttleBurst.Seconds()
+	return t.passed.Spent(now, t.rate) < t.rate*throttleBurst.Seconds()
 }
 
 // wait is how long there is none. mu is held.
-func (t *throttle) wait() time.Duration {
-	over := t.debt - t.rate*throttleBurst.Seconds()/2
+func (t *throttle) wait(now time.Time) time.Duration {
+	over := t.passed.Spent(now, t.rate) - t.rate*throttleBurst.Seconds()/2
 	return max(time.Millisecond, time.Duration(over/t.rate*float64(time.Second)))
 }
 
@@ -81,17 +77,17 @@ func (t *throttle) run() {
 		t.mu.Lock()
 		now := time.Now()
 		for n < len(batch) && t.room(now) {
-			m, stood := t.fair.Pop(batch[n:n+1], now)
+			m, stood := t.queue.Pop(batch[n:n+1], now)
 			t.drops(uint64(stood))
 			if m == 0 {
 				break
 			}
-			t.debt += float64(len(batch[n].Data))
+			t.passed.Add(float64(len(batch[n].Data)), now, t.rate)
 			n++
 		}
 		if n == 0 {
-			if t.timer = nil; t.fair.Len() > 0 {
-				t.timer = time.AfterFunc(t.wait(), t.run)
+			if t.timer = nil; t.queue.Len() > 0 {
+				t.timer = time.AfterFunc(t.wait(now), t.run)
 			}
 		}
 		t.mu.Unlock()
@@ -109,7 +105,7 @@ func (t *throttle) close() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.closed = true
-	t.fair.Clear()
+	t.queue.Clear()
 	if t.timer != nil {
 		t.timer.Stop()
 	}

@@ -212,13 +212,14 @@ func (r *Relay) paced(from neighbour, body []byte, now time.Time) (mark uint64, 
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	a := r.account(from, now)
-	rate := r.limits.BuildRate
+	rate := float64(r.limits.BuildRate)
 	if from.link == nil {
 		rate *= relayRateFactor
 	}
-	if a == nil || !a.rate.take(now, rate) {
+	if a == nil || a.paced.Spent(now, rate)+1 > rate*burstSeconds {
 		return 0, textError
 	}
+	a.paced.Add(1, now, rate)
 	if mark = r.frames.mark(body); r.frames.has(mark) {
 		return 0, textIDInUse
 	}

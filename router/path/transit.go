@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"lokinetd/router/fair"
 	"lokinetd/router/key"
 	"lokinetd/router/seal"
 )
@@ -108,13 +109,13 @@ type account struct {
 	hops     map[*hop]struct{}
 	builds   int
 	requests int
-	rate     bucket
+	paced    fair.Account // builds
 	used     time.Time
 	ctx      context.Context // of what waits on the neighbour's behalf
 	cancel   context.CancelFunc
 }
 
-// idleAccount is how long an account without hops and requests is kept: longer than its bucket takes to fill.
+// idleAccount is how long an account without hops and requests is kept: longer than what it spent takes to drain.
 const idleAccount = time.Minute
 
 // dueHeap orders hops by expiry.

@@ -49,7 +49,7 @@ func (t *Table) SetLimits(sessions, handshakes int) {
 		return // a gate that is made anew would let a burst in
 	}
 	if l.Handshakes != t.c.Limits.Handshakes {
-		t.gate.set(l.Handshakes)
+		t.gate.Store(newGate(l.Handshakes))
 	}
 	t.c.Limits = l
 }

@@ -249,7 +249,7 @@ func TestLimits(t *testing.T) {
 			t.Fatalf("%+v", s)
 		}
 		f.run(2 * time.Minute)
-		if len(b.table.gate.by) != 0 || len(b.table.tags)+len(b.table.remotes) != 0 {
+		if b.table.gate.Load().Sweep(time.Now()) != 0 || len(b.table.tags)+len(b.table.remotes) != 0 {
 			t.Fatal("not forgotten")
 		}
 	})

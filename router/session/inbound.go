@@ -3,11 +3,9 @@ package session
 import (
 	"encoding/binary"
 	"slices"
-	"sync"
 	"time"
 
-	"golang.org/x/time/rate"
-
+	"lokinetd/router/fair"
 	"lokinetd/router/key"
 	"lokinetd/router/packet"
 	"lokinetd/router/path"
@@ -82,7 +80,7 @@ func (t *Table) called(via carrier, h handshake, now time.Time) {
 		t.count.DropRefused.Add(1)
 		return
 	}
-	if !t.gate.admit(via.id(), now) {
+	if !t.gate.Load().Take(via.id(), 1, now) {
 		t.count.DropRate.Add(1)
 		return
 	}
@@ -373,49 +371,9 @@ func (t *Table) ended(s *session, now time.Time) {
 	t.tend(r, now)
 }
 
-// gate bounds how many inits are opened: in all, and over one path half as many.
-type gate struct {
-	all  *rate.Limiter
-	each rate.Limit
-
-	mu sync.Mutex
-	by map[path.ID]*rate.Limiter
-}
-
-const (
-	gateBurst = 4    // seconds of the rate that may come at once
-	gatePaths = 4096 // paths whose rate is known at a time; more get nothing until some have been idle
-)
-
-func (g *gate) set(perSecond int) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.each = rate.Limit(perSecond) / 2
-	g.all = rate.NewLimiter(rate.Limit(perSecond), gateBurst*perSecond)
-	g.by = make(map[path.ID]*rate.Limiter)
-}
-
-func (g *gate) admit(via path.ID, now time.Time) bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	l := g.by[via]
-	if l == nil {
-		if len(g.by) >= gatePaths {
-			return false
-		}
-		l = rate.NewLimiter(g.each, max(1, g.all.Burst()/2))
-		g.by[via] = l
-	}
-	return l.AllowN(now, 1) && g.all.AllowN(now, 1)
-}
-
-// sweep forgets paths that have their full burst again.
-func (g *gate) sweep(now time.Time) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	for id, l := range g.by {
-		if l.TokensAt(now) >= float64(l.Burst()) {
-			delete(g.by, id)
-		}
-	}
+// newGate bounds how many inits are opened: perSecond in all, over one path half as many, and four seconds' worth at once.
+func newGate(perSecond int) *fair.Meter[path.ID] {
+	const burst = 4
+	n := float64(perSecond)
+	return &fair.Meter[path.ID]{Rate: n / 2, Burst: n / 2 * burst, AllRate: n, AllBurst: n * burst}
 }

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/time/rate"
 
+	"lokinetd/router/fair"
 	"lokinetd/router/key"
 	"lokinetd/router/netdb"
 	"lokinetd/router/packet"
@@ -119,8 +120,8 @@ type Table struct {
 	builder builder
 	nonces  nonces
 	count   counters
-	gate    gate
-	back    *rate.Limiter // calls of ours to who called us and fell silent
+	gate    atomic.Pointer[fair.Meter[path.ID]] // inits that are opened
+	back    *rate.Limiter                       // calls of ours to who called us and fell silent
 
 	ctx    context.Context // of look-ups and publications
 	cancel context.CancelFunc
@@ -218,7 +219,7 @@ func newTable(c Config) *Table {
 		pending: make(map[uint32]*pending), contacts: make(map[key.Public]*contact),
 		remotes: make(map[key.Address]*remote), tags: make(map[uint32]*session),
 	}
-	t.gate.set(c.Limits.Handshakes)
+	t.gate.Store(newGate(c.Limits.Handshakes))
 	t.back = rate.NewLimiter(rate.Every(callBackEvery), callBacks)
 	t.oldInits.max = oldInitLines
 	t.publish.flags, t.publish.srv = c.Flags, c.SRV
@@ -254,7 +255,7 @@ func (t *Table) Tick(now time.Time) {
 	if t.closed {
 		return
 	}
-	t.gate.sweep(now)
+	t.gate.Load().Sweep(now)
 	for tag, p := range t.pending {
 		if !p.until.IsZero() && now.After(p.until) {
 			t.forget(tag)

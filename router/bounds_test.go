@@ -12,94 +12,6 @@ import (
 	"lokinetd/router/path"
 )
 
-func TestMeter(t *testing.T) {
-	now := time.Unix(1e9, 0)
-	m := meter[int]{rate: 10, burst: 100}
-	taken := func(k int) (n int) {
-		for m.take(k, 1, now) {
-			n++
-		}
-		return n
-	}
-	if n := taken(1); n != 100 {
-		t.Errorf("%d at once", n)
-	}
-	if n := taken(2); n != 100 {
-		t.Errorf("%d at once for another", n)
-	}
-	now = now.Add(3 * time.Second)
-	if n := taken(1); n != 30 {
-		t.Errorf("%d after three seconds", n)
-	}
-	now = now.Add(time.Hour)
-	if n := taken(1); n != 100 {
-		t.Errorf("%d after an hour", n)
-	}
-	m.charge(3, 1000, now) // one that could not be known before
-	now = now.Add(80 * time.Second)
-	if m.allows(3, now) {
-		t.Error("forgiven too early")
-	}
-	now = now.Add(11 * time.Second)
-	if !m.allows(3, now) {
-		t.Error("never forgiven")
-	}
-	now = now.Add(-time.Hour) // the clock is set back
-	m.allows(3, now)
-
-	// While the whole is more than half used, few cannot take the rest.
-	m = meter[int]{rate: 1, burst: 80, allRate: 1, allBurst: 400}
-	total := 0
-	for k := range 5 {
-		total += taken(k)
-	}
-	if total != 200+2*10 {
-		t.Errorf("the greedy take %d of 400", total)
-	}
-	if n := taken(10); n != 10 {
-		t.Errorf("a newcomer gets %d", n)
-	}
-
-	// Memory is bounded, and who is beyond shares.
-	m = meter[int]{rate: 1e-9, burst: 2}
-	for k := range maxAskers + 1000 {
-		m.take(k+1, 1, now)
-	}
-	if len(m.spent) > maxAskers+1 {
-		t.Errorf("%d accounts", len(m.spent))
-	}
-	now = now.Add(1 << 62)
-	m.allows(-1, now)
-	if len(m.spent) > 2 {
-		t.Errorf("%d accounts though nobody owes anything", len(m.spent))
-	}
-}
-
-func TestSlots(t *testing.T) {
-	s := slots[int]{each: 8, all: 20}
-	taken := func(k int) (n int) {
-		for s.take(k) {
-			n++
-		}
-		return n
-	}
-	if a, b := taken(1), taken(2); a != 8 || b != 2 {
-		t.Errorf("%d and %d", a, b)
-	}
-	for k := 10; k < 30; k++ {
-		if n := taken(k); n > 1 {
-			t.Errorf("%d for one of many", n)
-		}
-	}
-	if s.total != 20 {
-		t.Errorf("%d of 20 in all", s.total)
-	}
-	s.give(1)
-	if s.total != 19 || s.used[1] != 7 {
-		t.Errorf("%d, %v", s.total, s.used)
-	}
-}
-
 // What one path and one neighbour can make a relay send, hold and compute; another path is served meanwhile.
 func TestRelayBounds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -115,7 +27,7 @@ func TestRelayBounds(t *testing.T) {
 		for range 5000 {
 			bytes += len(g.over(greedy, "fetch_rcs", all).body)
 		}
-		if most := int(g.r.paths.burst) + 10000; bytes > most {
+		if most := int(g.r.paths.Burst) + 10000; bytes > most {
 			t.Errorf("%d bytes for one path at once", bytes)
 		}
 		t.Logf("5000 requests for all relay contacts over one path: %d KB sent", bytes>>10)
@@ -150,11 +62,7 @@ func TestRelayBounds(t *testing.T) {
 			}
 			return int(refused.Load())
 		}
-		waiting := func() int {
-			g.r.forwards.mu.Lock()
-			defer g.r.forwards.mu.Unlock()
-			return g.r.forwards.total
-		}
+		waiting := g.r.forwards.Total
 		refused := flood(200, path.ID{3})
 		if refused != 200-pathForwards || waiting() != pathForwards {
 			t.Errorf("%d of 200 refused, %d wait", refused, waiting())
@@ -195,7 +103,7 @@ func TestRelayBounds(t *testing.T) {
 				g.r.contacts = netdb.NewContacts(0, 0)
 			}
 		}
-		if stored != int(g.r.fromPaths.burst) {
+		if stored != int(g.r.fromPaths.Burst) {
 			t.Errorf("one path stores the contacts of %d clients at once", stored)
 		}
 		g.over(path.ID{7}, "publish_cc", last)
@@ -209,7 +117,7 @@ func TestRelayBounds(t *testing.T) {
 			bad[len(bad)-3] ^= 1
 			g.ask(from, "gossip_rc", bad)
 		}
-		if g.r.links.allows(from.Remote(), time.Now()) {
+		if g.r.links.Allows(from.Remote(), time.Now()) {
 			t.Error("1100 contacts that are not valid cost nothing")
 		}
 		for i := range 10 {
