@@ -42,16 +42,25 @@ func (s *Server) resolve(ctx context.Context, r *reply) {
 		r.fail(dns.RcodeRefused, refused)
 		return
 	}
+	_, absent := s.source.(*away)
 	switch place {
 	case ours:
-		s.answer(ctx, r)
+		if absent {
+			r.fail(dns.RcodeServerFailure, stopped)
+		} else {
+			s.answer(ctx, r)
+		}
 		if r.why != answered && r.why != late {
 			s.unanswered.add(r.labels)
 		}
 	case apex:
 		s.answerApex(r)
 	case backward:
-		s.answerReverse(r)
+		if absent {
+			r.fail(dns.RcodeServerFailure, stopped)
+		} else {
+			s.answerReverse(r)
+		}
 	case canary:
 		s.negative(r, dns.RcodeNameError, canaryAsked, canaryTTL)
 	case kept:

@@ -19,11 +19,12 @@ import (
 )
 
 const (
-	askTime  = 5 * time.Second         // for one question in all: what a stub resolver waits
-	tryTime  = 1500 * time.Millisecond // for one upstream
-	rounds   = 2                       // through all upstreams
-	maxAsks  = 256                     // different questions at a time
-	maxStray = 64                      // datagrams that answer something else, of one try
+	askTime    = 5 * time.Second         // for one question in all: what a stub resolver waits
+	tryTime    = 1500 * time.Millisecond // for one upstream
+	rounds     = 2                       // through all upstreams
+	lingerTime = time.Second             // for what is asked when the server ends
+	maxAsks    = 256                     // different questions at a time
+	maxStray   = 64                      // datagrams that answer something else, of one try
 
 	// An upstream that failed stands behind the others for this long, doubled with each failure in a row.
 	firstPenalty = 2 * time.Second
@@ -131,9 +132,11 @@ func (f *forwarder) ask(ctx context.Context, q dns.Question, do, cd bool) (*dns.
 	return v.(*dns.Msg), nil
 }
 
-func (f *forwarder) askAll(ctx context.Context, q dns.Question, do, cd bool) (*dns.Msg, error) {
-	ctx, cancel := context.WithTimeout(ctx, askTime)
+// askAll goes on for a moment after whole has ended, so that programs do not notice when one process takes over from another.
+func (f *forwarder) askAll(whole context.Context, q dns.Question, do, cd bool) (*dns.Msg, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(whole), askTime)
 	defer cancel()
+	defer context.AfterFunc(whole, func() { time.AfterFunc(lingerTime, cancel) })()
 	var unwilling *dns.Msg // an answer, but none that helps
 	var last error
 	for range rounds {

@@ -160,8 +160,8 @@ func (s *Server) SetUpstream(addrs []netip.AddrPort) error {
 	return nil
 }
 
-// Run answers until ctx ends or a socket fails. Then it reads no more, lets the queries in work fail fast (they are answered SERVFAIL), closes the
-// sockets and returns when all has ended: nil if it was ctx.
+// Run answers until ctx ends or a socket fails. Then it reads no more, lets the queries in work fail fast (they are answered SERVFAIL) but for those that an upstream
+// answers within a second, closes the sockets and returns when all has ended: nil if it was ctx.
 func (s *Server) Run(whole context.Context) error {
 	ctx, cancel := context.WithCancelCause(whole)
 	defer cancel(nil)

@@ -19,6 +19,7 @@ const (
 	notFound       // the network says that there is no such name
 	notRegistered  // a relay that the network does not know
 	notReady       // no path yet, or none any more
+	stopped        // we only stand in for a daemon that does not run
 	lookupFailed   // Source could not find out
 	familyOff      // no record because the address family is off
 	exhausted      // no IPv4 address is free
@@ -42,6 +43,9 @@ const (
 // String is the word in logs.
 func (r reason) String() string { return reasonText[r].word }
 
+// stoppedText is how a guard is told from a daemon (StandsIn).
+const stoppedText = "lokinetd is stopped"
+
 // reasonText: the word for logs, and the extended error (RFC 8914) that goes with the reply when it has a text. It does more than explain: it tells systemd-resolved
 // not to repeat the query (see the package comment), each time to be held again.
 var reasonText = [reasons]struct {
@@ -57,6 +61,7 @@ var reasonText = [reasons]struct {
 	notFound:       {word: "no such name"},
 	notRegistered:  {"relay not registered", dns.ExtendedErrorCodeOther, "relay not registered"},
 	notReady:       {"not connected", dns.ExtendedErrorCodeNotReady, "not connected to the network"},
+	stopped:        {"stopped", dns.ExtendedErrorCodeNotReady, stoppedText},
 	lookupFailed:   {"look-up failed", dns.ExtendedErrorCodeNetworkError, "look-up in the network failed"},
 	familyOff:      {"address family off", dns.ExtendedErrorCodeOther, "address family is off"},
 	exhausted:      {"no free address", dns.ExtendedErrorCodeOther, "no free IPv4 address"},
@@ -156,7 +161,7 @@ func (s *Server) Stats() Stats {
 		Truncated: r(truncated),
 		Answered:  r(answered), Late: r(late), NoData: r(noData), FamilyOff: r(familyOff), Exhausted: r(exhausted),
 		Malformed: r(malformed), NotFound: r(notFound), NotRegistered: r(notRegistered),
-		NotReady: r(notReady), LookupFailed: r(lookupFailed), Canary: r(canaryAsked), KeptIn: r(keptIn),
+		NotReady: r(notReady) + r(stopped), LookupFailed: r(lookupFailed), Canary: r(canaryAsked), KeptIn: r(keptIn),
 		Forwarded: r(forwarded), NoUpstream: r(noUpstream), UpstreamFailed: r(upstreamFailed),
 		NotServed: r(refused), BadMessage: r(badMessage), NoQuestion: r(empty), Overload: r(overload), Crashed: r(crashed),
 		Upstream: UpstreamStats{

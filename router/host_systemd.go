@@ -142,6 +142,13 @@ func keepFile(name string, f *os.File) error {
 	return errors.Join(err, controlErr)
 }
 
+// NameSockets are the name server's sockets for who answers in the daemon's place: those that the service manager has passed, else new ones.
+func NameSockets(ctx context.Context, listen []netip.AddrPort) (*dns.Sockets, error) {
+	s := newSystem(slog.New(slog.DiscardHandler))
+	defer s.close()
+	return s.dnsSockets(ctx, listen)
+}
+
 // dnsSockets are the name server's sockets: those that the service manager has opened, in which queries wait since before our start, else new ones.
 func (s *system) dnsSockets(ctx context.Context, listen []netip.AddrPort) (*dns.Sockets, error) {
 	files := s.take(dnsName)
