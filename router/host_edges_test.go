@@ -13,7 +13,7 @@ func TestHostEdges(t *testing.T) {
 	at := filepath.Join(b.config.DataDir, edgesFile)
 	s := b.mustStart()
 	var first keptEdges
-	for end := time.Now().Add(10 * time.Second); len(first) == 0; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); len(first) == 0; time.Sleep(10 * time.Millisecond) {
 		first, _ = loadState[keptEdges](folder(b.config.DataDir), edgesFile)
 		if time.Now().After(end) {
 			t.Fatal("no edges are kept")

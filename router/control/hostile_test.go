@@ -103,7 +103,7 @@ func TestHostile(t *testing.T) {
 			{"never-ending body", then("POST /v1/ping HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\nffffffff\r\n", pour), true},
 			{"events never read", say("GET /v1/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"), false},
 		} {
-			t.Run(door.name+"/"+c.name, func(t *testing.T) {
+			ok := t.Run(door.name+"/"+c.name, func(t *testing.T) {
 				before := runtime.NumGoroutine()
 				ctx, cancel := context.WithCancel(context.Background())
 				done := make(chan error)
@@ -174,6 +174,9 @@ func TestHostile(t *testing.T) {
 					}
 				}
 			})
+			if !ok {
+				return // the others would take as long
+			}
 		}
 	}
 }

@@ -135,8 +135,10 @@ func TestSendAtOnce(t *testing.T) {
 	}
 }
 
-// lateSocket reads one packet at a time; once, when late is set, one of a hundred bytes for each of three connections, all others being lost, and then
+// lateSocket reads one packet at a time; once, when late is set, one with lateSize bytes of a datagram for each of three connections, all others being lost, and then
 // none until ended is closed.
+const lateSize = 700 // no other packet is about as long, however late it comes
+
 type lateSocket struct {
 	*net.UDPConn
 	late  atomic.Bool
@@ -155,7 +157,7 @@ func (s *lateSocket) ReadBatch(ms []ipv4.Message, _ int) (n int, err error) {
 		if m.N, m.NN, m.Addr = size, control, from; err != nil || s.done || !s.late.Load() {
 			return 1, err
 		}
-		if id := string(m.Buffers[0][1:21]); size > 100 && size < 200 && !seen[id] {
+		if id := string(m.Buffers[0][1:21]); size > lateSize && size < lateSize+100 && !seen[id] {
 			seen[id] = true
 			n++
 		}
@@ -180,18 +182,24 @@ func TestWokenByOneRead(t *testing.T) {
 	defer from.stop()
 	defer close(s.ended)
 	conns := []Conn{from.dial(to, Client), from.dial(to, Client), from.dial(to, Client)}
-	time.Sleep(200 * time.Millisecond) // no timer of the handshakes wakes them
-	s.late.Store(true)
-	for i, c := range conns {
-		c.Send(bufferOf([]byte{byte(i), 1: 0, 99: 0}))
-	}
-	came := map[byte]bool{}
-	for patience := time.After(5 * time.Second); len(came) < len(conns); {
-		select {
-		case i := <-arrived:
-			came[i] = true
-		case <-patience:
-			t.Fatalf("only %v came", came)
+	for _, size := range []int{1, lateSize} { // the first shows that the handshake has ended at both ends
+		for i, c := range conns {
+			b := make([]byte, size)
+			b[0] = byte(i)
+			c.Send(bufferOf(b))
+		}
+		came := map[byte]bool{}
+		for patience := time.After(time.Minute); len(came) < len(conns); {
+			select {
+			case i := <-arrived:
+				came[i] = true
+			case <-patience:
+				t.Fatalf("of the datagrams of %d bytes only %v came", size, came)
+			}
+		}
+		if size == 1 {
+			time.Sleep(200 * time.Millisecond) // no timer of the handshakes wakes them
+			s.late.Store(true)
 		}
 	}
 }
