@@ -143,7 +143,7 @@ func (h *lonely) command(code int, args ...string) string {
 // until waits for a text in what a script prints.
 func (h *lonely) until(script, text string) string {
 	h.t.Helper()
-	for end := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
 		out, _ := h.node.Command("sh", "-c", script).CombinedOutput()
 		if strings.Contains(string(out), text) {
 			return string(out)
@@ -251,9 +251,6 @@ func TestResolver(t *testing.T) {
 	h.start(nil)
 	h.command(0, "dns", "apply")
 	h.until("dig +short +time=2 +tries=1 localhost.loki", "172.16.0.1")
-	if out := h.sh("ip -o link"); strings.Contains(out, netif.HoldName) {
-		t.Errorf("the placeholder is still there: %s", out)
-	}
 	if ours := seen.heard(); len(ours) > 0 {
 		t.Errorf("the resolver elsewhere was asked %q", ours)
 	}
