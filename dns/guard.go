@@ -74,6 +74,14 @@ func (p Place) Former(listen []netip.AddrPort) []netip.AddrPort {
 	return upstream
 }
 
+// Adopted are those, if all names come to us already, by an earlier run; else none.
+func (p Place) Adopted(listen []netip.AddrPort) []netip.AddrPort {
+	if !p.takesAll() {
+		return nil
+	}
+	return p.Former(listen)
+}
+
 // away is the Source of a guard.
 type away struct {
 	ranges atomic.Pointer[[]netip.Prefix]

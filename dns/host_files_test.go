@@ -235,21 +235,19 @@ func TestHoldNames(t *testing.T) {
 	listen := addrPorts("127.3.2.1")
 	for _, c := range []struct {
 		d    Decision
-		w    World
 		want []string
 		link bool
 	}{
-		{Decision{Method: MethodResolved}, World{Systemd: 252}, nil, true},
-		{Decision{Method: MethodResolved}, World{Systemd: 258}, []string{delegateFile}, false},
-		{Decision{Method: MethodDelegate}, World{Systemd: 258}, []string{delegateFile}, false},
-		{Decision{Method: MethodNM, StartNM: true}, World{}, []string{dnsmasqFile, nmFile}, false},
-		{Decision{Method: MethodFile}, World{}, nil, false},
+		{Decision{Method: MethodResolved}, nil, true},
+		{Decision{Method: MethodDelegate}, []string{delegateFile}, false},
+		{Decision{Method: MethodNM, StartNM: true}, []string{dnsmasqFile, nmFile}, false},
+		{Decision{Method: MethodFile}, nil, false},
 	} {
 		p := plant(t, tree{resolvConf: "nameserver 1.1.1.1\n"})
 		if _, err := p.Apply(context.Background(), c.d, listen, testLink); err != nil {
 			t.Fatal(err)
 		}
-		_, link, err := p.Hold(context.Background(), c.d, c.w, listen, Link{})
+		_, link, err := p.Hold(context.Background(), c.d, listen, Link{})
 		if err != nil || link != c.link {
 			t.Errorf("%s: link %v, %v", c.d.Method, link, err)
 		}
@@ -289,13 +287,16 @@ func TestAwaited(t *testing.T) {
 		{tree{}, false},
 	}
 	for i, h := range hosts {
-		if got := plant(t, h.files).Awaited(listen); got != h.want {
+		if got := plant(t, h.files).Awaited(t.Context(), listen, false); got != h.want {
 			t.Errorf("host %d: %v, want %v", i, got, h.want)
+		}
+		if plant(t, h.files).Awaited(t.Context(), listen, true) {
+			t.Errorf("host %d: the port closes, and nobody opens it again", i)
 		}
 	}
 	socket.Close()
 	for i, h := range hosts {
-		if plant(t, h.files).Awaited(listen) {
+		if plant(t, h.files).Awaited(t.Context(), listen, false) {
 			t.Errorf("host %d: nobody holds the port", i)
 		}
 	}

@@ -17,11 +17,12 @@ import (
 	"lokinetd/router/key"
 )
 
-// Link is our network interface: where systemd-resolved hangs our domains.
+// Link is our network interface, or the placeholder on which our domains hang at systemd-resolved: that one stays when the other goes or is down.
 type Link struct {
 	Name  string
 	Index int
-	Own   []netip.Prefix // our addresses on it, with their ranges
+	Own   []netip.Prefix // our addresses, with their ranges
+	Addr  netip.Addr     // by which systemd-resolved knows it from others; invalid: the first of Own
 }
 
 // ranges are those of its addresses, in an order that does not depend on theirs: daemon and root write the same files.
@@ -40,10 +41,12 @@ type HostConfig struct {
 	Listen   []netip.AddrPort        // of our name server
 	Upstream func() []netip.AddrPort // as configured
 	Link     func() Link             // as it is now
+	// Anchor makes the placeholder, if it is not there. It may be nil, and may fail: then our domains hang on Link.
+	Anchor func() (Link, error)
 	// Adopt is told which resolvers to ask for other names, when all names come to us and the configuration names none; none, when that ends. It may be nil.
 	Adopt func([]netip.AddrPort)
 	Log   *slog.Logger
-	// Keep leaves systemd-resolved told when Run ends: for an interface that outlives us, or goes with us, which it notices by itself.
+	// Keep leaves systemd-resolved told when Run ends: for a placeholder that outlives us, or an interface that goes with us, which it notices by itself.
 	Keep bool
 }
 
@@ -90,6 +93,21 @@ func (h *Host) Status() HostStatus {
 		return s
 	}
 	return Judge(context.Background(), h.c.Place, s.Decision, h.c.Listen, h.c.Link())
+}
+
+// link is where our domains hang at systemd-resolved.
+func (h *Host) link() Link {
+	own := h.c.Link()
+	if h.c.Anchor == nil {
+		return own
+	}
+	l, err := h.c.Anchor()
+	if err != nil {
+		h.c.Log.Debug("our names hang on the interface itself", "err", err)
+		return own
+	}
+	l.Own = own.Own
+	return l
 }
 
 // Judge looks whether a decision is in effect on the host.
@@ -152,7 +170,7 @@ func (h *Host) note(applied bool, err error) {
 	case err != nil:
 		h.c.Log.Warn("systemd-resolved does not send our names to us", "err", err)
 	case applied:
-		h.c.Log.Info("systemd-resolved sends our names to us", "interface", h.c.Link().Name)
+		h.c.Log.Info("systemd-resolved sends our names to us")
 	}
 }
 
@@ -201,7 +219,7 @@ func (h *Host) attend(ctx context.Context) error {
 		return fmt.Errorf("dns: system bus: %w", err)
 	}
 	r := resolved{bus: bus, servers: reachable(h.c.Listen)}
-	if err := r.apply(ctx, h.c.Link()); err != nil {
+	if err := r.apply(ctx, h.link()); err != nil {
 		return err
 	}
 	defer func() {
@@ -236,19 +254,19 @@ func (h *Host) attend(ctx context.Context) error {
 				h.note(false, errors.New("dns: systemd-resolved has ended"))
 				continue
 			}
-			if err := r.apply(ctx, h.c.Link()); err != nil {
+			if err := r.apply(ctx, h.link()); err != nil {
 				return err
 			}
 			h.note(true, nil)
 		case <-h.again:
-			if err := r.keep(ctx, h.c.Link()); err != nil {
+			if err := r.keep(ctx, h.link()); err != nil {
 				return err
 			}
 		case <-look.C:
 			if h.decide(ctx).Method != MethodResolved {
 				return errElsewhere
 			}
-			if err := r.keep(ctx, h.c.Link()); err != nil {
+			if err := r.keep(ctx, h.link()); err != nil {
 				return err
 			}
 			h.note(true, nil)
@@ -299,7 +317,11 @@ const (
 // link, it says so. It does not do that for a link that it already asks for our ranges; then it is ours if this process has checked it before, or if it bears our
 // name servers and our domain, which an earlier process has put there after the check. Fails with what it answered.
 func (r *resolved) knows(ctx context.Context, l Link) error {
-	if len(l.Own) == 0 {
+	a := l.Addr
+	if !a.IsValid() && len(l.Own) > 0 {
+		a = l.Own[0].Addr()
+	}
+	if !a.IsValid() {
 		return fmt.Errorf("dns: interface %s has no address", l.Name)
 	}
 	var owner string
@@ -314,7 +336,6 @@ func (r *resolved) knows(ctx context.Context, l Link) error {
 		Name  string
 	}
 	var flags uint64
-	a := l.Own[0].Addr()
 	err := r.call(ctx, "ResolveAddress", int32(l.Index), family(a), a.AsSlice(), uint64(noNetwork)).Store(&names, &flags)
 	if err == nil {
 		err = errors.New("it answers from elsewhere")

@@ -88,10 +88,10 @@ func (p Place) Revert(ctx context.Context) ([]string, error) { return p.put(ctx,
 // closedPort is where nobody listens: names that are sent there go nowhere.
 var closedPort = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 3, 2, 1}), 1)
 
-// Hold puts in place what keeps our names in while the daemon is stopped, as far as d's way allows it: with dnsmasq our domains stay where they are, with
-// systemd 258 or later a file sends them to a closed port; link says that they need an interface for that, see HoldLink. The other ways are undone (but see Awaited), because
+// Hold puts in place what keeps our names in while the daemon is stopped, as far as d's way allows it: with dnsmasq our domains stay where they are, a dns-delegate
+// file sends them to a closed port; link says that they stay on an interface, see HoldLink. The other ways are undone (but see Awaited), because
 // there all names come to us, and nothing would be resolved any more.
-func (p Place) Hold(ctx context.Context, d Decision, w World, listen []netip.AddrPort, l Link) (done []string, link bool, err error) {
+func (p Place) Hold(ctx context.Context, d Decision, listen []netip.AddrPort, l Link) (done []string, link bool, err error) {
 	s := hostState{}
 	switch d.Method {
 	case MethodNM:
@@ -99,25 +99,32 @@ func (p Place) Hold(ctx context.Context, d Decision, w World, listen []netip.Add
 		if p.ours(dnsmasqFile) {
 			s.dnsmasq = p.read(dnsmasqFile)
 		}
-	case MethodResolved, MethodDelegate:
-		if w.Systemd >= delegates {
-			s.delegate = delegateText([]netip.AddrPort{closedPort}, l)
-			if was := p.read(delegateFile); l.Index == 0 && strings.Contains(was, "DNS="+closedPort.String()) {
-				s.delegate = was // of when our ranges were still known
-			}
-		} else {
-			link = true
+	case MethodDelegate:
+		s.delegate = delegateText([]netip.AddrPort{closedPort}, l)
+		if was := p.read(delegateFile); l.Index == 0 && strings.Contains(was, "DNS="+closedPort.String()) {
+			s.delegate = was // of when our ranges were still known
 		}
+	case MethodResolved:
+		link = true
 	}
 	done, err = p.put(ctx, s)
 	return done, link, err
 }
 
-// Awaited says that all names come to us and that somebody holds the port for them, though the daemon may be away: a service manager, from whom it gets its sockets and which
-// will start it again. Then names wait there for a moment, and giving them back to the former resolvers would tell those ours.
-func (p Place) Awaited(listen []netip.AddrPort) bool {
-	if !p.ours(resolvConf) && p.recordFile() == "" {
+// takesAll says that all names come to us, by what Apply has put in place.
+func (p Place) takesAll() bool { return p.ours(resolvConf) || p.recordFile() != "" }
+
+// socketUnit holds the name server's port, for the daemon and for who stands in for it.
+const socketUnit = "lokinetd.socket"
+
+// Awaited says that all names come to us and that somebody holds the port for them, though the daemon may be away: a service manager, which starts it or a guard. Then names
+// wait there for a moment, and giving them back to the former resolvers would tell those ours. While the port is closing, it counts whether it will be opened again.
+func (p Place) Awaited(ctx context.Context, listen []netip.AddrPort, closing bool) bool {
+	if !p.takesAll() {
 		return false
+	}
+	if closing {
+		return p.returns(ctx, socketUnit)
 	}
 	for _, at := range reachable(listen) {
 		c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(at))
@@ -129,6 +136,47 @@ func (p Place) Awaited(listen []netip.AddrPort) bool {
 		}
 	}
 	return false
+}
+
+// returns reports whether systemd is about to start a unit, or to start it again.
+func (p Place) returns(ctx context.Context, unit string) bool {
+	bus, err := p.connect()
+	if err != nil {
+		return false
+	}
+	defer bus.Close()
+	ctx, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
+	var jobs []struct {
+		ID          uint32
+		Unit        string
+		Type, State string
+		Job, Path   dbus.ObjectPath
+	}
+	if bus.Object(systemdName, "/org/freedesktop/systemd1").CallWithContext(ctx, systemdName+".Manager.ListJobs", dbus.FlagNoAutoStart).Store(&jobs) != nil {
+		return false
+	}
+	for _, j := range jobs {
+		if j.Unit == unit && (j.Type == "start" || j.Type == "restart") {
+			return true
+		}
+	}
+	return false
+}
+
+// Stopped says in plain words what becomes of our names while the daemon does not run; hold is the number of the placeholder, 0: there is none.
+func (p Place) Stopped(ctx context.Context, listen []netip.AddrPort, hold int) string {
+	switch {
+	case p.takesAll() && StandsIn(ctx, listen):
+		return "our names stay on this host: a stand-in refuses them, and answers all others"
+	case p.takesAll():
+		return "no name is answered, as all come to lokinetd and nobody stands in for it (as root: lokinetd dns revert)"
+	case p.ours(dnsmasqFile):
+		return "our names stay on this host: NetworkManager's dnsmasq sends them to lokinetd only"
+	case p.ours(delegateFile), hold != 0 && p.Held(ctx, listen, hold):
+		return "our names stay on this host: systemd-resolved sends them to lokinetd only"
+	}
+	return "our names are asked of the resolvers of this host, as any others"
 }
 
 func (p Place) put(ctx context.Context, s hostState) (done []string, err error) {
@@ -433,15 +481,14 @@ func (p Place) missingAtResolved(ctx context.Context, listen []netip.AddrPort, l
 	return why
 }
 
-// HoldLink lets systemd-resolved send our domains to a closed port, by a link that carries nothing: what Hold asks for with systemd older than 258. The first of l's
-// addresses is the one that it has; for the ranges of the others, their reverse zones are held too.
-func (p Place) HoldLink(ctx context.Context, l Link) error {
+// HoldLink lets systemd-resolved send our domains to us by a placeholder, whether we are there or not: what Hold asks for where the daemon has not done it.
+func (p Place) HoldLink(ctx context.Context, listen []netip.AddrPort, l Link) error {
 	bus, err := p.connect()
 	if err != nil {
 		return err
 	}
 	defer bus.Close()
-	r := resolved{bus: bus, servers: []netip.AddrPort{closedPort}}
+	r := resolved{bus: bus, servers: reachable(listen)}
 	for try := 0; ; try++ { // it may not have heard of the link yet
 		if err = r.apply(ctx, l); err == nil || try == 20 || ctx.Err() != nil {
 			return err
@@ -450,7 +497,7 @@ func (p Place) HoldLink(ctx context.Context, l Link) error {
 	}
 }
 
-// Held says whether systemd-resolved sends our domains to a closed port by the link of that number.
-func (p Place) Held(ctx context.Context, index int) bool {
-	return p.missingAtResolved(ctx, []netip.AddrPort{closedPort}, Link{Index: index}) == ""
+// Held says whether systemd-resolved sends our domains to us by the link of that number.
+func (p Place) Held(ctx context.Context, listen []netip.AddrPort, index int) bool {
+	return p.missingAtResolved(ctx, listen, Link{Index: index}) == ""
 }

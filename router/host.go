@@ -354,7 +354,7 @@ func (h *host) openClient(ctx context.Context) (err error) {
 	if h.sockets, err = h.sys.dnsSockets(ctx, c.DNS.Listen); err != nil {
 		return err
 	}
-	h.dns, err = dns.New(dns.Config{Source: source{h}, Sockets: h.sockets, Upstream: c.DNS.Upstream, Suffix: c.Network.Suffix, Log: h.log.With("mod", "dns")})
+	h.dns, err = dns.New(dns.Config{Source: source{h}, Sockets: h.sockets, Upstream: h.adoptFormer(c.DNS.Upstream), Suffix: c.Network.Suffix, Log: h.log.With("mod", "dns")})
 	if err != nil {
 		h.sockets.Close()
 		return err

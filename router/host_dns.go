@@ -1,12 +1,14 @@
 package router
 
 import (
+	"context"
 	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"lokinetd/dns"
+	"lokinetd/netif"
 	"lokinetd/router/control"
 )
 
@@ -44,8 +46,11 @@ func (h *host) openHostDNS() {
 			}
 			return l
 		},
-		// Under a service manager the interface stays while we are away, or goes before what "lokinetd dns revert --hold" has put in its place.
-		Keep: h.sys.managed && h.config.DNS.Hold,
+		Anchor: func() (dns.Link, error) {
+			index, addr, err := netif.Hold()
+			return dns.Link{Name: netif.HoldName, Index: index, Addr: addr.Addr()}, err
+		},
+		Keep: h.config.DNS.Hold,
 		Adopt: func(found []netip.AddrPort) {
 			h.hostDNS.adopted.Store(&found)
 			if err := h.setUpstream(h.upstream()); err != nil {
@@ -53,7 +58,25 @@ func (h *host) openHostDNS() {
 			}
 		},
 	})
-	h.parts.run("resolver of the host", answerLimit, h.hostDNS.way.Run)
+	h.parts.run("resolver of the host", answerLimit, func(ctx context.Context) error {
+		err := h.hostDNS.way.Run(ctx)
+		if !h.config.DNS.Hold {
+			netif.Unhold() // what is left, if that fails, routes nothing
+		}
+		return err
+	})
+}
+
+// adoptFormer does what the first look at the host will, for names that wait in the sockets since an earlier run: they would be refused.
+func (h *host) adoptFormer(configured []netip.AddrPort) []netip.AddrPort {
+	if _, ok := h.device.(interface{ Index() int }); !ok || len(configured) > 0 {
+		return configured
+	}
+	if found := (dns.Place{}).Adopted(h.sockets.Addrs()); len(found) > 0 {
+		h.hostDNS.adopted.Store(&found)
+		return found
+	}
+	return nil
 }
 
 // setUpstream makes the name server ask these for other names; if there are none, those that the host asked before all names came to us.

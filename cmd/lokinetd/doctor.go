@@ -103,6 +103,7 @@ type sight struct {
 	Unsynced   bool     // nobody keeps the clock right
 	NoIPv6     string   // why there is none; "": there is
 	Resolver   dns.HostStatus
+	Stopped    string   // what becomes of our names while the daemon does not run; "": it does
 	Answers    error    // of our name server, asked by us
 	Localhost  []string // what programs get for localhost.loki
 	LocalErr   error
@@ -249,6 +250,9 @@ func diagnose(w sight) (all []finding) {
 		say(well, "resolver", "", "%s%s", cmp.Or(resolvers[string(r.Method)], string(r.Method)), because)
 	}
 	if s == nil {
+		if w.Stopped != "" {
+			say(well, "our names", "", "%s", w.Stopped)
+		}
 		return all
 	}
 
@@ -317,6 +321,7 @@ func (a *app) lookAround(ctx context.Context) sight {
 	w.NoIPv6 = netif.NoIPv6()
 	if w.Names {
 		lookNames(ctx, &w, c, link)
+		w.Stopped = a.meanwhile(ctx, c)
 	}
 	return w
 }
@@ -400,7 +405,8 @@ func hasWay(relays []netip.Addr) bool {
 // lookNames asks as programs do.
 func lookNames(ctx context.Context, w *sight, c *config.Config, link dns.Link) {
 	world := dns.Place{}.Look(ctx, dns.World{Want: dns.Method(c.DNS.Host), Enabled: true, Listen: c.DNS.Listen, Upstream: c.DNS.Upstream})
-	w.Resolver = dns.Judge(ctx, dns.Place{}, dns.Decide(world), c.DNS.Listen, link)
+	d := dns.Decide(world)
+	w.Resolver = dns.Judge(ctx, dns.Place{}, d, c.DNS.Listen, linkOf(d.Method, link))
 	if w.Status == nil {
 		return
 	}

@@ -3,9 +3,11 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -16,6 +18,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -221,6 +224,47 @@ func (h *debian) ask(ranges ...string) (stop func() (asked int)) {
 	return stop
 }
 
+// others asks for names that are not ours, until the test ends; what it gives says how many were answered since the last call, and how many were not.
+func (h *debian) others() (tally func() (answered, not int64)) {
+	h.t.Helper()
+	var yes, no atomic.Int64
+	c := h.enter("i=0; while :; do i=$((i+1)); getent ahostsv4 www$i.example.net | grep -c STREAM & sleep 0.05; done")
+	out, in := io.Pipe()
+	c.Stdout = in
+	h.must(c.Start())
+	go func() {
+		for lines := bufio.NewScanner(out); lines.Scan(); {
+			if lines.Text() == "0" {
+				no.Add(1)
+			} else {
+				yes.Add(1)
+			}
+		}
+	}()
+	h.t.Cleanup(func() { c.Signal(15); c.Wait(); in.Close() })
+	return func() (int64, int64) { return yes.Swap(0), no.Swap(0) }
+}
+
+// standIn is the process of lokinetd-names.service; "": there is none.
+func (h *debian) standIn() string {
+	h.t.Helper()
+	pid := h.sh("systemctl show -P MainPID lokinetd-names")
+	return strings.TrimPrefix(pid, "0")
+}
+
+// untilStandIn waits for another stand-in than this, and says how long that took.
+func (h *debian) untilStandIn(than string) time.Duration {
+	h.t.Helper()
+	for start := time.Now(); ; time.Sleep(50 * time.Millisecond) {
+		if now := h.standIn(); now != "" && now != than {
+			return time.Since(start).Round(time.Millisecond)
+		}
+		if time.Since(start) > 20*time.Second {
+			h.t.Fatal("nobody stands in")
+		}
+	}
+}
+
 // state is all that a package could leave on a host, one thing a line.
 func (h *debian) state() []string {
 	h.t.Helper()
@@ -291,7 +335,7 @@ func TestPackage(t *testing.T) { testPackage(t, packageWorld{method: "resolved"}
 // TestPackagePlain is the same on a host whose programs ask the resolvers of /etc/resolv.conf themselves, and which lets lokinetd write that file.
 func TestPackagePlain(t *testing.T) {
 	testPackage(t, packageWorld{
-		method: "file", config: "[dns]\nhost = \"file\"\n", givesBack: true,
+		method: "file", config: "[dns]\nhost = \"file\"\n", all: true,
 		prepare: "systemctl mask --now systemd-resolved 2>&1; rm /etc/resolv.conf; echo nameserver " + spyAddr + " >/etc/resolv.conf; sed -i 's/^hosts:.*/hosts: files dns/' /etc/nsswitch.conf",
 	})
 }
@@ -322,11 +366,11 @@ systemctl restart NetworkManager; nmcli connection up home; nmcli --wait 20 gene
 
 // packageWorld is what hosts differ in.
 type packageWorld struct {
-	base      string // of the system: .cache/debian-12BASE.tar
-	method    string // of the host's resolver, as dns status names it
-	prepare   string // a script that makes the host so
-	config    string
-	givesBack bool // all names come to us, and while it is stopped the former resolvers have them back
+	base    string // of the system: .cache/debian-12BASE.tar
+	method  string // of the host's resolver, as dns status names it
+	prepare string // a script that makes the host so
+	config  string
+	all     bool // all names come to us
 }
 
 func testPackage(t *testing.T, w packageWorld) {
@@ -375,12 +419,14 @@ func testPackage(t *testing.T, w packageWorld) {
 	if out := h.sh("systemctl show -P ActiveState -P SubState -P Type -P User lokinetd"); out != "notify\nlokinetd\nactive\nrunning" {
 		t.Errorf("the service: %s", out)
 	}
-	exposure := h.sh("systemd-analyze security --no-pager lokinetd.service | tail -n 1")
-	t.Log(exposure)
-	if m := regexp.MustCompile(`: ([0-9.]+) `).FindStringSubmatch(exposure); m == nil {
-		t.Errorf("systemd-analyze security: %s", exposure)
-	} else if f, _ := strconv.ParseFloat(m[1], 64); f > exposureLimit {
-		t.Errorf("exposure %v, more than %v: %s", f, exposureLimit, h.sh("systemd-analyze security --no-pager lokinetd.service"))
+	for _, unit := range []string{"lokinetd.service", "lokinetd-names.service"} {
+		exposure := h.sh("systemd-analyze security --no-pager " + unit + " | tail -n 1")
+		t.Log(exposure)
+		if m := regexp.MustCompile(`: ([0-9.]+) `).FindStringSubmatch(exposure); m == nil {
+			t.Errorf("systemd-analyze security: %s", exposure)
+		} else if f, _ := strconv.ParseFloat(m[1], 64); f > exposureLimit {
+			t.Errorf("exposure %v, more than %v: %s", f, exposureLimit, h.sh("systemd-analyze security --no-pager "+unit))
+		}
 	}
 
 	t.Log("use")
@@ -426,16 +472,6 @@ func testPackage(t *testing.T, w packageWorld) {
 		h.tight("systemd-resolved starts anew")
 	}
 
-	// away is tight for a time in which the daemon was away; stopped: not only for a moment.
-	away := func(what string, stopped bool) {
-		t.Helper()
-		names, packets := h.leaks()
-		if packets > 0 || len(names) > 0 && !(stopped && w.givesBack) {
-			t.Errorf(leaked, what, packets, names)
-		} else if len(names) > 0 {
-			t.Logf("%s: the resolver elsewhere was asked for %d names of ours", what, len(names))
-		}
-	}
 	// The watchdog's time is that of the test; the daemon stands still until systemd has had enough.
 	const hang = `mkdir -p /run/systemd/system/lokinetd.service.d
 printf '[Service]\nWatchdogSec=2\n' >/run/systemd/system/lokinetd.service.d/test.conf
@@ -458,7 +494,7 @@ rm -r /run/systemd/system/lokinetd.service.d; systemctl daemon-reload`
 		index := h.sh(tun)
 		stop := h.ask(ranges...)
 		time.Sleep(300 * time.Millisecond)
-		h.sh(c.do)
+		h.sh("systemctl reset-failed lokinetd; " + c.do)
 		time.Sleep(300 * time.Millisecond)
 		ordinaryWorks(c.what)
 		if c.runs {
@@ -466,24 +502,71 @@ rm -r /run/systemd/system/lokinetd.service.d; systemctl daemon-reload`
 		} else if out, _ := h.try("systemctl is-active lokinetd"); out != "inactive" {
 			t.Errorf("after a stop the service is %s", out)
 		} else {
-			doctor("3", "systemctl start lokinetd")
+			doctor("3", "our names stay on this host")
+			if out, _ := h.try("lokinetd status; lokinetd dns status"); strings.Count(out, "our names stay on this host") != 2 {
+				t.Errorf("after a stop: %s", out)
+			}
+			if h.standIn() == "" {
+				t.Error("after a stop: nobody stands in")
+			}
 		}
 		if now := h.sh(tun); c.keeps && now != index {
 			t.Errorf("%s: the interface is number %s, and was %s", c.what, now, index)
 		}
 		t.Logf("%s: %d names asked for", c.what, stop())
-		away(c.what, !c.runs || !c.keeps)
+		h.tight(c.what)
 	}
 
-	if w.givesBack {
-		// A daemon that cannot start is started again some times, and names wait for it; then they do no more.
-		h.sh("mv /etc/lokinetd/demo.network /root; systemctl reset-failed lokinetd; systemctl restart lokinetd || true")
-		names, packets := h.leaks()
-		t.Logf("it does not start: given back after %v; before, the resolver elsewhere was asked %q, and %d packets left", h.until("cat /etc/resolv.conf", spyAddr), names, packets)
-		ordinaryWorks("it does not start")
-		h.sh("mv /root/demo.network /etc/lokinetd; systemctl reset-failed 'lokinetd*'; systemctl start lokinetd")
+	if w.all {
+		t.Log("without a daemon")
+		stop, tally := h.ask(ranges...), h.others()
+		served := func(when string) {
+			t.Helper()
+			time.Sleep(time.Second)
+			if answered, not := tally(); answered == 0 || not > 0 {
+				t.Errorf("%s: %d other names were answered, %d were not", when, answered, not)
+			} else {
+				t.Logf("%s: %d other names were answered", when, answered)
+			}
+			h.tight(when)
+		}
+		h.sh("systemctl stop lokinetd")
+		h.untilStandIn("")
+		memory := h.sh("grep -E 'RssAnon|VmRSS' /proc/" + h.standIn() + "/status")
+		t.Log("the stand-in:", strings.Join(strings.Fields(memory), " "))
+		served("stopped")
+		killed := h.standIn()
+		h.sh("kill -9 " + killed)
+		h.untilStandIn(killed)
+		served("the stand-in is killed")
+		h.sh("systemctl start lokinetd")
+		h.until(page, strings.TrimSpace(demoPage))
+		served("started again")
+		// A daemon that cannot start is started again some times, and names wait for it; then for the stand-in.
+		for what, spoil := range map[string]string{"no network file": "mv /etc/lokinetd/demo.network /root", "a wrong configuration": "echo wrong >>/etc/lokinetd/lokinetd.toml"} {
+			h.sh(spoil + "; systemctl reset-failed lokinetd; systemctl restart lokinetd || true")
+			t.Logf("%s: the stand-in after %v", what, h.untilStandIn(""))
+			if out, _ := h.try("systemctl is-active lokinetd lokinetd.socket"); out != "failed\nactive" {
+				t.Errorf("%s: service and socket are %q", what, out)
+			}
+			served(what)
+			h.sh("test ! -e /root/demo.network || mv /root/demo.network /etc/lokinetd; sed -i /^wrong/d /etc/lokinetd/lokinetd.toml; systemctl reset-failed 'lokinetd*'; systemctl start lokinetd")
+			h.until(page, strings.TrimSpace(demoPage))
+			served("mended")
+		}
+		// Who wants the names back while it is stopped gets them.
+		h.sh("systemctl stop lokinetd; sleep 0.5")
+		served("stopped again")
+		h.sh("systemctl stop lokinetd.socket")
+		if out := h.sh("cat /etc/resolv.conf; systemctl is-active lokinetd-names || true"); out != "nameserver "+spyAddr+"\ninactive" {
+			t.Errorf("given back: %s", out)
+		}
+		ordinaryWorks("given back")
+		stop()
+		h.sh("systemctl start lokinetd")
 		h.until(page, strings.TrimSpace(demoPage))
 		h.leaks()
+		tally()
 	}
 
 	t.Log("a service")
@@ -507,7 +590,7 @@ rm -r /run/systemd/system/lokinetd.service.d; systemctl daemon-reload`
 	h.sh("dpkg -i --force-confold /root/next.deb 2>&1")
 	t.Logf("the page after %v", h.until(page, strings.TrimSpace(demoPage)))
 	t.Logf("%d names asked for", stop())
-	away("upgrade", false)
+	h.tight("upgrade")
 	if now := h.sh("systemctl show -P MainPID lokinetd"); now == pid || h.sh("systemctl is-active lokinetd lokinetd.socket") != "active\nactive" {
 		t.Errorf("after the upgrade process %s still runs", now)
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -32,6 +33,13 @@ func (a *app) statusCommand() *cobra.Command {
 				return a.watch(cmd, every)
 			}
 			s, err := a.status(cmd)
+			if errors.Is(err, control.ErrNotRunning) && !a.json {
+				if c, _, cerr := a.meantConfig(); cerr == nil && a.ownSocket() == "" {
+					if away := a.meanwhile(cmd.Context(), c); away != "" {
+						err = fmt.Errorf("%w; %s", err, away)
+					}
+				}
+			}
 			if err != nil {
 				return err
 			}
