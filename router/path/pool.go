@@ -29,6 +29,7 @@ type PoolConfig struct {
 	Hops   int        // length of its paths, 1 to MaxHops
 	Want   int        // how many, 1 or more
 	Target key.Public // the relay, of ToRelay
+	Beside *Pool      // which may be nil: the paths keep away from its relays, and of all from the last ones, as from each other's. Nothing else refers to this pool
 	Owner  Owner
 	Label  string // for lists
 }
@@ -469,8 +470,16 @@ func (p *Pool) lasting(now time.Time, d time.Duration) (intros []netdb.Intro) {
 func (p *Pool) plan(ch *chooser, intros []netdb.Intro, now time.Time) (*Path, error) {
 	path := &Path{pool: p}
 	ch.used, ch.inside = make(map[key.Public]int), make(map[key.Public]int)
-	for _, other := range p.paths {
+	pivots := make(map[key.Public]int)
+	others := p.paths
+	if p.cfg.Beside != nil {
+		p.cfg.Beside.mu.Lock()
+		others = slices.Concat(others, p.cfg.Beside.paths)
+		p.cfg.Beside.mu.Unlock()
+	}
+	for _, other := range others {
 		if s := other.state.Load(); s == pathBuilding || s == pathUp {
+			pivots[other.Pivot()]++
 			for i, id := range other.relays {
 				ch.used[id]++
 				if i > 0 {
@@ -483,10 +492,9 @@ func (p *Pool) plan(ch *chooser, intros []netdb.Intro, now time.Time) (*Path, er
 	var err error
 	switch p.cfg.Kind {
 	case Inbound:
-		pivots, taken := make(map[key.Public]int), []time.Time(nil)
+		var taken []time.Time
 		for _, other := range p.paths {
 			if s := other.state.Load(); s == pathBuilding || s == pathUp {
-				pivots[other.Pivot()]++
 				taken = append(taken, other.expiry)
 			}
 		}

@@ -828,3 +828,24 @@ func TestPressed(t *testing.T) {
 		}
 	})
 }
+
+// TestBeside: the paths of a pool beside another end at other relays than that one's, as long as there are others; then they are built all the same.
+func TestBeside(t *testing.T) {
+	for relays, others := range map[int]bool{12: true, 5: false} {
+		world(t, relays, DefaultOptions(), func(t *testing.T, n *simNet, c *simClient) {
+			entrance := c.NewPool(PoolConfig{Kind: Inbound, Hops: 3, Want: 4, Owner: newWatcher(t), Label: "entrance"})
+			beside := c.NewPool(PoolConfig{Kind: Inbound, Hops: 3, Want: 4, Owner: newWatcher(t), Label: "beside", Beside: entrance})
+			entrance.Tick(time.Now())
+			n.run(3*time.Second, []*simClient{c}, nil)
+			beside.Tick(time.Now())
+			n.run(3*time.Second, []*simClient{c}, nil)
+			ends := make(map[key.Public]bool)
+			for _, p := range slices.Concat(entrance.Paths(time.Now()), beside.Paths(time.Now())) {
+				ends[p.Pivot()] = true
+			}
+			if n := len(beside.Paths(time.Now())); n != 4 || others && len(ends) != 8 {
+				t.Errorf("%d relays: %d paths, all end at %d relays", relays, n, len(ends))
+			}
+		})
+	}
+}
