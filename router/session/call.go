@@ -153,7 +153,7 @@ func (t *Table) dial(r *remote, now time.Time) error {
 			return ErrNotFound
 		}
 	}
-	if t.calls >= t.c.Limits.Calls {
+	if t.calls >= t.c.Limits.Calls && !t.giveWay(true, now) {
 		return ErrBusy
 	}
 	t.calls++

@@ -13,7 +13,12 @@ import (
 )
 
 // Look-ups of client contacts (protocol 1 section 7.10): the four locations are asked at once, over up to four inbound paths. The first good answer is used, one signed later takes
-// its place. A relay at the end of a path can deny what a location has, so before a contact is believed to be missing all are asked once more, each over another path.
+// its place. A contact is signed, so one honest relay is enough; a denial is not, and a relay at the end of a path can deny what a location has. So before a contact is believed to be missing
+// all locations are asked once more, each over another path, and then by witnesses. Where all four locations deny it, nobody finds it: the protocol knows no other place.
+//
+// Look-ups are made for whoever is on this host, and a web page can name thousands of clients that nobody has heard of. So places for look-ups and contacts are limited, some places are kept for remotes that are
+// in use, and of the rest the name that was asked for last is served first: who waits for a live one asks again, and the crowd that waits does not. Where all places for contacts are
+// taken by such names, the one that was asked for the longest ago gives way.
 
 const (
 	missingTime  = 15 * time.Second       // a remote without a contact is not looked up again before
@@ -39,10 +44,11 @@ type contact struct {
 	began    time.Time // the last of them
 	failures int
 	next     time.Time // not before then it is looked up again
-	waiters  []chan<- struct{}
+	asked    time.Time // when somebody wanted it at last
+	waiters  []chan<- error
 }
 
-// contact finds or makes an entry. The least recently used goes when there are too many; nil: somebody works with each of them.
+// contact finds or makes an entry. When there are too many the least recently used goes, else one that gives way; nil: there is none.
 func (t *Table) contact(k key.Public, now time.Time) *contact {
 	e := t.contacts[k]
 	if e == nil {
@@ -53,12 +59,13 @@ func (t *Table) contact(k key.Public, now time.Time) *contact {
 					old = o
 				}
 			}
-			if old == nil {
+			if old != nil {
+				delete(t.contacts, old.key)
+			} else if !t.giveWay(false, now) {
 				return nil
 			}
-			delete(t.contacts, old.key)
 		}
-		e = &contact{key: k, next: now}
+		e = &contact{key: k, next: now, asked: now}
 		t.contacts[k] = e
 	}
 	e.used = now
@@ -72,6 +79,38 @@ func (t *Table) wanted(e *contact) bool {
 	}
 	r := t.remotes[key.Address{Key: e.key, Kind: key.Client}]
 	return r != nil && r.call != nil
+}
+
+// giveWay makes room: of the names that were never found, one that is not being asked for now and that was asked for the longest ago is given up, those that were looked up in vain
+// first. called: it must be one that is called. False: there is none.
+func (t *Table) giveWay(called bool, now time.Time) bool {
+	var out *contact
+	for _, e := range t.contacts {
+		switch r := t.remotes[key.Address{Key: e.key, Kind: key.Client}]; {
+		case e.rounds > 0 || t.inUse(e) || !t.wanted(e) || called && (r == nil || r.call == nil):
+		case out == nil || e.failures > 0 && out.failures == 0 || (e.failures > 0) == (out.failures > 0) && e.asked.Before(out.asked):
+			out = e
+		}
+	}
+	if out == nil {
+		return false
+	}
+	delete(t.contacts, out.key)
+	out.wake(ErrBusy)
+	if r := t.remotes[key.Address{Key: out.key, Kind: key.Client}]; r != nil && r.call != nil {
+		t.fail(r, ErrBusy)
+		t.hangUp(r.call)
+		t.prune(r)
+	}
+	return true
+}
+
+// wake ends the waiting for a contact; nil: look whether it is there.
+func (e *contact) wake(err error) {
+	for _, w := range e.waiters {
+		w <- err
+	}
+	e.waiters = nil
 }
 
 // inUse says whether the remote is more than a name: it has been found before, or there is a session with it.
@@ -103,8 +142,8 @@ func (t *Table) seek(e *contact, now time.Time) (begun bool) {
 		return false
 	}
 	paths := t.entrance.paths(now)
-	if sound := slices.DeleteFunc(slices.Clone(paths), onion.suspected); len(sound) > 0 {
-		paths = sound
+	if s := sound(paths); len(s) > 0 {
+		paths = s
 	}
 	if len(paths) == 0 {
 		return false
@@ -124,6 +163,11 @@ func (t *Table) seek(e *contact, now time.Time) (begun bool) {
 		if !good && missing && len(paths) > 1 {
 			good, missing = t.askAll(e, blinded, append(paths[1:len(paths):len(paths)], paths[0]))
 		}
+		if !good && missing {
+			if others := shuffled(t.witnesses(), netdb.Locations); len(others) > 0 {
+				good, missing = t.askAll(e, blinded, others)
+			}
+		}
 		t.sought(e, good, missing)
 		t.lock()
 		e.rounds--
@@ -135,7 +179,10 @@ func (t *Table) seek(e *contact, now time.Time) (begun bool) {
 	return true
 }
 
-// seekAll looks up whatever contact is missing, that first which waits the longest.
+// sound gives the paths that are not examined.
+func sound(paths []onion) []onion { return slices.DeleteFunc(slices.Clone(paths), onion.suspected) }
+
+// seekAll looks up whatever contact is missing: first what was not tried yet, of these what was asked for last, then what has waited the longest since it was tried.
 func (t *Table) seekAll(now time.Time) {
 	var missing []*contact
 	for _, e := range t.contacts {
@@ -143,7 +190,17 @@ func (t *Table) seekAll(now time.Time) {
 			missing = append(missing, e)
 		}
 	}
-	slices.SortFunc(missing, func(a, b *contact) int { return a.next.Compare(b.next) })
+	slices.SortFunc(missing, func(a, b *contact) int {
+		switch a0, b0 := a.failures == 0, b.failures == 0; {
+		case a0 && b0:
+			return b.asked.Compare(a.asked)
+		case a0:
+			return -1
+		case b0:
+			return 1
+		}
+		return a.next.Compare(b.next)
+	})
 	for _, e := range missing {
 		t.seek(e, now)
 	}
@@ -231,10 +288,7 @@ func (t *Table) sought(e *contact, good, missing bool) {
 // tell wakes up who waits for a contact: they look whether it is there.
 func (t *Table) tell(e *contact, now time.Time) {
 	if e.cc != nil || now.Before(e.missing) {
-		for _, w := range e.waiters {
-			close(w)
-		}
-		e.waiters = nil
+		e.wake(nil)
 	}
 	if r := t.remotes[key.Address{Key: e.key, Kind: key.Client}]; r != nil && r.call != nil {
 		t.drive(r.call, now)
@@ -284,18 +338,22 @@ func (t *Table) Contact(ctx context.Context, k key.Public) (*netdb.ClientContact
 			t.unlock()
 			return nil, ErrNotFound
 		}
-		wait := make(chan struct{})
+		wait := make(chan error, 1)
 		e.waiters = append(e.waiters, wait)
+		e.asked = now
 		t.seek(e, now)
 		t.unlock()
 		select {
-		case <-wait:
+		case err := <-wait:
+			if err != nil {
+				return nil, err
+			}
 			continue
 		case <-ctx.Done():
 		case <-t.ctx.Done():
 		}
 		t.lock()
-		e.waiters = slices.DeleteFunc(e.waiters, func(w chan<- struct{}) bool { return w == wait })
+		e.waiters = slices.DeleteFunc(e.waiters, func(w chan<- error) bool { return w == wait })
 		t.unlock()
 		if err := ctx.Err(); err != nil {
 			return nil, err

@@ -41,6 +41,7 @@ type fabric struct {
 	stored [netdb.Locations]map[key.Public][]byte
 	refuse func(method string, location int) error // asked for each request
 	lie    func(p *fakePath, location int) bool    // asked for each: confirm and keep nothing, deny what is there
+	echo   map[*fakePath][]byte                    // what liars were told; not nil: who told it finds it over the same path
 	hole   func(blinded key.Public) bool           // asked for each look-up: there is no answer, after 10 s
 	serial uint32
 	sent   int
@@ -62,7 +63,7 @@ func newFabric(t testing.TB) *fabric {
 	for i := range f.stored {
 		f.stored[i] = make(map[key.Public][]byte)
 	}
-	for i := range 6 {
+	for i := range 10 {
 		f.pivots = append(f.pivots, key.FromSeed(fill(byte(0x10+i))).Public())
 	}
 	return f
@@ -70,11 +71,12 @@ func newFabric(t testing.TB) *fabric {
 
 // node is a Table on the fabric.
 type node struct {
-	f     *fabric
-	sec   *key.Secret
-	table *Table
-	pools []*fakePool
-	echo  bool // answers what begins with "?"
+	f         *fabric
+	sec       *key.Secret
+	table     *Table
+	pools     []*fakePool
+	witnesses []*fakePool
+	echo      bool // answers what begins with "?"
 
 	version [3]uint8 // of a relay: what its contact says, without our key s; zero: 1.0.2 with it
 
@@ -236,7 +238,7 @@ func (f *fabric) run(d time.Duration) {
 func (f *fabric) tick() {
 	synctest.Wait()
 	for _, n := range f.nodes {
-		for _, p := range n.allPools() {
+		for _, p := range append(n.allPools(), n.lastWitnesses()...) {
 			p.tick(time.Now())
 		}
 		n.table.Tick(time.Now())
@@ -517,6 +519,9 @@ func (p *fakePath) request(ctx context.Context, method string, body []byte) ([]b
 		if sealed := p.f.stored[n][k]; sealed != nil && (p.f.lie == nil || !p.f.lie(p, n)) {
 			return netdb.EncodeFoundCC(sealed), nil
 		}
+		if told := p.f.echo[p]; told != nil {
+			return netdb.EncodeFoundCC(told), nil
+		}
 		return netdb.Status(netdb.StatusNotFound), nil
 	case netdb.MethodPublishCC:
 		c, err := netdb.DecodePublishCC(body)
@@ -536,6 +541,8 @@ func (p *fakePath) request(ctx context.Context, method string, body []byte) ([]b
 		}
 		if p.f.lie == nil || !p.f.lie(p, int(c.Location)) {
 			p.f.stored[c.Location][c.Blinded] = slices.Clone(c.Sealed)
+		} else if p.f.echo != nil {
+			p.f.echo[p] = slices.Clone(c.Sealed)
 		}
 		return netdb.Status(netdb.StatusOK), nil
 	}
@@ -607,6 +614,15 @@ func (b fakeBuilder) add(p *fakePool) *fakePool {
 
 func (b fakeBuilder) inbound(owner poolOwner) pool {
 	return b.add(&fakePool{owner: owner, want: 4, kind: path.Inbound})
+}
+
+// beside makes what ends at the pivots that come next.
+func (b fakeBuilder) beside(_ pool, owner poolOwner) pool {
+	p := &fakePool{f: b.n.f, who: b.n.sec.Public(), owner: owner, want: 4, kind: path.Inbound, made: 4}
+	b.n.mu.Lock()
+	b.n.witnesses = append(b.n.witnesses, p)
+	b.n.mu.Unlock()
+	return p
 }
 
 func (b fakeBuilder) toClient(intros []netdb.Intro, owner poolOwner) pool {
@@ -769,6 +785,13 @@ func (n *node) allPools() []*fakePool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return slices.Clone(n.pools)
+}
+
+// lastWitnesses is none or one pool.
+func (n *node) lastWitnesses() []*fakePool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Clone(n.witnesses[max(0, len(n.witnesses)-1):])
 }
 
 func (m *flying) String() string { return fmt.Sprintf("%s of %.4s", m.what, m.from) }

@@ -271,13 +271,14 @@ func TestLimits(t *testing.T) {
 	inBubble(t, func(t *testing.T, f *fabric) {
 		a := f.client(alice, func(c *Config) { c.Limits.Calls = 3 })
 		for k := range byte(5) {
-			ok := a.table.Send(key.Address{Key: key.FromSeed(fill(k)).Public()}, ipPacket("x"))
-			if ok != (k < 3) {
-				t.Fatalf("call %d: %v", k, ok)
+			if !a.table.Send(key.Address{Key: key.FromSeed(fill(k)).Public()}, ipPacket(string([]byte{'0' + k}))) {
+				t.Fatalf("call %d", k)
 			}
+			time.Sleep(time.Millisecond)
 		}
-		if !errors.Is(a.why[0], ErrBusy) {
-			t.Fatal(a.why)
+		want(t, "given back", a.lost, "0", "1") // the oldest, whom nobody has found yet
+		if !errors.Is(a.why[0], ErrBusy) || a.table.calls != 3 {
+			t.Fatal(a.why, a.table.calls)
 		}
 		f.run(30 * time.Second)
 		if a.table.calls != 0 || len(a.lost) != 5 {

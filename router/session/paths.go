@@ -48,6 +48,7 @@ type pool interface {
 // builder makes pools.
 type builder interface {
 	inbound(owner poolOwner) pool
+	beside(entrance pool, owner poolOwner) pool // a few paths that end at other relays than those of entrance, as far as there are others
 	toClient(intros []netdb.Intro, owner poolOwner) pool
 	toRelay(relay key.Public, owner poolOwner) pool
 }
@@ -69,6 +70,10 @@ func (f clientPaths) pool(p path.PoolConfig, owner poolOwner) pathPool {
 
 func (f clientPaths) inbound(owner poolOwner) pool {
 	return f.pool(path.PoolConfig{Kind: path.Inbound, Hops: f.c.InboundHops, Want: f.c.Inbound}, owner)
+}
+
+func (f clientPaths) beside(entrance pool, owner poolOwner) pool {
+	return f.pool(path.PoolConfig{Kind: path.Inbound, Hops: f.c.InboundHops, Want: netdb.Locations, Beside: entrance.(pathPool).Pool}, owner)
 }
 
 func (f clientPaths) toClient(intros []netdb.Intro, owner poolOwner) pool {

@@ -20,7 +20,10 @@ import (
 //   - at the locations that did not confirm: again, after 5, 10, 20, 40, 60, 60 ... s
 //
 // and a new one at most every 5 s (protocol README). A relay at the end of a path may confirm what it did not pass on, so a location that confirmed is asked for the contact a moment later, over another path,
-// and told it once more over a third when it has none: twice at most, for it may be the location that lies.
+// and told it once more over a third when it has none: a few times at most, for it may be the location that lies. As soon as one denies it, and for the first contact always, witnesses look, over whose
+// paths it was not told: all of our own may end at liars, who would agree. Nobody could find us then until the first of these paths is replaced.
+//
+// Where all locations deny it to the last they are told again like those that did not confirm. Four liars in these places hide us for good, and all that can be done is to say so.
 
 const (
 	publishSpacing = 5 * time.Second // at least, between two contacts
@@ -28,7 +31,7 @@ const (
 	publishFirst   = 2 * time.Second
 	publishLate    = 15 * time.Second
 	publishLost    = 500 * time.Millisecond
-	publishChecks  = 2
+	publishChecks  = 3
 	publishCheck   = 500 * time.Millisecond // until a check, and up to three times as long
 )
 
@@ -37,8 +40,8 @@ type Publication struct {
 	At        time.Time // when the present contact was signed; zero: none was
 	Intros    int       // in it
 	Expiry    time.Time // of the intro that lasts longest
-	Locations int       // of 4 that have confirmed the present contact
-	Err       error     // why one has not; nil: all have, or have not answered yet
+	Locations int       // of 4 that have confirmed the present contact, and not denied it ever after
+	Err       error     // why one is missing; nil: none is, or it has not answered yet
 }
 
 // Reachable says whether somebody who looks for the contact finds it.
@@ -57,8 +60,10 @@ type publisher struct {
 	round   int // of the present contact; answers of earlier ones count for nothing
 	sealed  []byte
 	intros  map[path.ID]bool
-	asked   [netdb.Locations]bool // unanswered
-	stored  [netdb.Locations]bool
+	asked   [netdb.Locations]bool      // unanswered
+	stored  [netdb.Locations]bool      // confirmed
+	denied  [netdb.Locations]bool      // this contact or an earlier one to the last check, though confirmed, and no check has found one since
+	doubt   bool                       // witnesses have to look
 	checks  [netdb.Locations]int       // begun, of the present contact
 	told    [netdb.Locations][]path.ID // the paths that it was sent over
 	looked  [netdb.Locations][]path.ID // and those that it was looked for over
@@ -123,7 +128,7 @@ func (t *Table) tendPublication(now time.Time) {
 	switch {
 	case due:
 		t.announce(paths, now)
-	case p.sealed != nil && !all(p.stored) && !slices.Contains(p.asked[:], true) && !now.Before(p.again):
+	case p.sealed != nil && (!all(p.stored) || p.state.Locations == 0) && !slices.Contains(p.asked[:], true) && !now.Before(p.again):
 		p.wait = min(2*p.wait, publishRetry)
 		p.again = now.Add(p.wait)
 		t.spread(paths)
@@ -154,6 +159,7 @@ func (t *Table) announce(paths []onion, now time.Time) {
 	p.round++
 	p.sealed, p.intros, p.changed = sealed, intros, false
 	p.stored, p.asked = [netdb.Locations]bool{}, [netdb.Locations]bool{}
+	p.doubt = p.round == 1 || slices.Contains(p.denied[:], true)
 	p.checks, p.told, p.looked = [netdb.Locations]int{}, [netdb.Locations][]path.ID{}, [netdb.Locations][]path.ID{}
 	p.state = Publication{At: now, Intros: len(paths), Expiry: last}
 	t.count.Publications.Add(1)
@@ -182,8 +188,11 @@ func (t *Table) spread(paths []onion) {
 	p := &t.publish
 	paths = shuffled(paths, netdb.Locations)
 	for n := range netdb.Locations {
-		if p.stored[n] {
+		if p.stored[n] && p.state.Locations > 0 {
 			continue
+		}
+		if p.denied[n] {
+			p.checks[n], p.told[n], p.looked[n] = 0, nil, nil
 		}
 		t.tellLocation(n, paths[n%len(paths)])
 	}
@@ -211,6 +220,12 @@ func (t *Table) check(round, n int) {
 		return
 	}
 	t.lock()
+	call := t.publish.doubt
+	t.unlock()
+	if call {
+		t.witnesses()
+	}
+	t.lock()
 	over, sealed := t.another(n), t.publish.sealed
 	ok := over != nil && round == t.publish.round
 	if ok {
@@ -224,25 +239,66 @@ func (t *Table) check(round, n int) {
 	if err != nil {
 		return // the relay that was asked may be gone; that says nothing
 	}
-	if found, err := netdb.DecodeFoundCC(body); err == nil && bytes.Equal(found, sealed) {
-		return
-	}
+	found, err := netdb.DecodeFoundCC(body)
 	t.lock()
 	defer t.unlock()
-	if over := t.another(n); over != nil && round == t.publish.round && !t.publish.asked[n] && !t.closed {
-		t.count.Denied.Add(1)
+	p := &t.publish
+	if round != p.round || t.closed {
+		return
+	}
+	switch {
+	case err == nil && bytes.Equal(found, sealed):
+		if p.denied[n] {
+			p.denied[n] = false
+			t.countLocations()
+		}
+		return
+	case p.asked[n]:
+		return
+	}
+	t.count.Denied.Add(1)
+	p.doubt = true
+	if over := t.another(n); over != nil && p.checks[n] < publishChecks {
 		t.tellLocation(n, over)
+		return
+	}
+	if !p.denied[n] {
+		p.denied[n], p.state.Err = true, errDenied
+		t.countLocations()
 	}
 }
 
-// another gives a path over which a location was not told of the present contact, if possible one over which it was not asked either; nil: there is none.
+// countLocations brings the state up to date and tells it.
+func (t *Table) countLocations() {
+	p := &t.publish
+	p.state.Locations = 0
+	for n, ok := range p.stored {
+		if ok && !p.denied[n] {
+			p.state.Locations++
+		}
+	}
+	if p.state.Locations == netdb.Locations {
+		p.state.Err = nil
+	}
+	t.notify()
+}
+
+// another gives a path over which a location was not told of the present contact, if possible one over which it was not asked either, and one of the witnesses if they are there; nil: there is none.
 func (t *Table) another(n int) (other onion) {
-	for _, o := range shuffled(t.entrance.paths(time.Now()), math.MaxInt) {
+	now := time.Now()
+	paths := shuffled(t.entrance.paths(now), math.MaxInt)
+	if t.witness.pool != nil {
+		paths = append(shuffled(t.witness.pool.paths(now), math.MaxInt), paths...)
+	}
+	for _, o := range paths {
 		if o.suspected() || slices.Contains(t.publish.told[n], o.id()) {
 			continue
 		}
-		if other = o; !slices.Contains(t.publish.looked[n], o.id()) {
-			break
+		if !slices.Contains(t.publish.looked[n], o.id()) {
+			return o
+		}
+		if other == nil {
+			other = o
 		}
 	}
 	return other
@@ -271,12 +327,7 @@ func (t *Table) answered(round, n int, over onion, err error) {
 		p.checks[n]++
 		t.wg.Go(func() { t.check(round, n) })
 	}
-	p.state.Locations = 0
-	for _, ok := range p.stored {
-		if ok {
-			p.state.Locations++
-		}
-	}
+	defer t.countLocations()
 	switch {
 	case err != nil && !over.live(time.Now()):
 		if over := t.another(n); over != nil {
@@ -289,13 +340,13 @@ func (t *Table) answered(round, n int, over onion, err error) {
 			p.warned = true
 			t.log.Warn("a relay refuses our contact: this host's clock is wrong, or the relay's", "error", err)
 		}
-	case p.state.Locations == netdb.Locations:
-		p.state.Err = nil
+	case p.denied[n]:
+		p.state.Err = errDenied
 	}
-	t.notify()
 }
 
 var (
+	errDenied    = errors.New("session: relays have confirmed our contact and do not have it")
 	errSlowClock = &netdb.ReplyStatus{Text: netdb.StatusSlowClock}
 	errFastClock = &netdb.ReplyStatus{Text: netdb.StatusFastClock}
 )

@@ -348,43 +348,51 @@ func TestStaleContact(t *testing.T) {
 	})
 }
 
-// TestPublishDenied: relays at the end of paths confirm publications and keep them, and deny what is there. The contact gets to all locations, and is found, as long as some of the relays are
-// honest; what does not help is done a few times only.
+// TestPublishDenied: relays at the end of paths confirm publications and keep them, and deny what is there, or show it to who told them. The contact gets to all locations and is found all the same, when none of the relays at
+// the ends of our paths is honest too; what does not help is done a few times only, and said.
 func TestPublishDenied(t *testing.T) {
 	for what, c := range map[string]struct {
-		liars    int // of the four ends of a client's paths
-		swallows int // or this location, behind whichever path; -1: none
-	}{"none": {0, -1}, "one lies": {1, -1}, "two lie": {2, -1}, "all lie": {4, -1}, "a location": {0, 2}} {
+		liars    int   // of the four ends of a client's paths
+		swallows []int // or these locations, behind whichever path
+		echo     bool
+	}{
+		"none": {}, "one lies": {liars: 1}, "two lie": {liars: 2}, "all lie": {liars: 4}, "all lie and remember": {liars: 4, echo: true},
+		"a location": {swallows: []int{2}}, "all locations": {swallows: []int{0, 1, 2, 3}},
+	} {
 		t.Run(what, func(t *testing.T) {
 			inBubble(t, func(t *testing.T, f *fabric) {
 				asked := 0
+				if c.echo {
+					f.echo = make(map[*fakePath][]byte)
+				}
 				f.lie = func(p *fakePath, location int) bool {
 					asked++
-					return location == c.swallows || slices.Contains(f.pivots[1:1+c.liars], p.at)
+					return slices.Contains(c.swallows, location) || slices.Contains(f.pivots[1:1+c.liars], p.at)
 				}
 				a := f.client(alice, nil)
-				f.run(20 * time.Second)
-				if p := a.table.Publication(); p.Locations != netdb.Locations {
+				// 1.5 s until a check, at most, each after what takes some tenths of a second
+				f.run(publishChecks * 2 * time.Second)
+				honest := netdb.Locations - len(c.swallows)
+				if p := a.table.Publication(); p.Locations != honest || (p.Err == nil) != (honest == netdb.Locations) || p.Reachable(time.Now()) != (honest > 0) {
 					t.Fatalf("%+v", p)
 				}
-				stored := 0
 				for i := range netdb.Locations {
-					if f.published(a, i) != nil {
-						stored++
+					if (f.published(a, i) != nil) == slices.Contains(c.swallows, i) {
+						t.Errorf("location %d: stored: %v", i, f.published(a, i) != nil)
 					}
 				}
-				published := map[string]int{"none": 4, "one lies": 4, "two lie": 4, "all lie": 0, "a location": 3}[what]
-				denied := a.table.Stats().Denied
-				if stored < published || stored < 4 && what == "two lie" || (denied > 0) != (what != "none") && c.liars == 0 {
-					t.Errorf("stored at %d, want %d; %d denied", stored, published, denied)
+				if denied := a.table.Stats().Denied; (denied > 0) != (len(c.swallows) > 0) && c.liars == 0 {
+					t.Errorf("%d denied", denied)
 				}
 				before := asked
-				f.run(time.Minute)
-				if asked > before || asked > 4*(1+2*publishChecks) {
-					t.Errorf("asked %d and %d times", before, asked-before)
-				}
-				if what == "all lie" {
+				if f.run(time.Minute); honest == 0 {
+					if rounds := (asked - before) / (4 * 2 * publishChecks); rounds < 1 || rounds > 3 {
+						t.Errorf("told again %d times in a minute", rounds)
+					}
 					return
+				}
+				if asked > before || asked > 4*2*publishChecks {
+					t.Errorf("asked %d and %d times", before, asked-before)
 				}
 				b := f.client(bob, func(c *Config) { c.Publish = false })
 				f.run(time.Second)

@@ -137,6 +137,7 @@ type Table struct {
 	contacts map[key.Public]*contact
 	seeking  int  // look-ups under way
 	entrance pool // a client's inbound paths; never changes
+	witness  witnesses
 	publish  publisher
 
 	mu      sync.RWMutex
@@ -266,6 +267,7 @@ func (t *Table) Tick(now time.Time) {
 		t.tend(r, now)
 	}
 	t.tendContacts(now)
+	t.tendWitnesses(now)
 	t.tendPublication(now)
 }
 
@@ -637,6 +639,9 @@ func (t *Table) Connect(ctx context.Context, to key.Address) error {
 		t.unlock()
 		return err
 	}
+	if e := t.contacts[to.Key]; e != nil {
+		e.asked = now
+	}
 	wait := make(chan error, 1)
 	r.waiters = append(r.waiters, wait)
 	t.advance(r, now)
@@ -671,6 +676,7 @@ func (t *Table) Close() {
 	}
 	if t.entrance != nil {
 		t.later(t.entrance.close)
+		t.dismissWitnesses()
 	}
 	t.cancel()
 	t.unlock()

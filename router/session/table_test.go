@@ -164,14 +164,14 @@ func TestNowhere(t *testing.T) {
 		if _, err := a.table.Contact(t.Context(), quiet.Key); err != ErrNotFound {
 			t.Fatal(err)
 		}
-		if len(a.table.List()) != 0 || f.asked[netdb.MethodFindCC] != before || before != 8 {
+		if len(a.table.List()) != 0 || f.asked[netdb.MethodFindCC] != before || before != 12 {
 			t.Fatal("not remembered", before)
 		}
 		f.run(missingTime)
 		done := make(chan error, 1)
 		go func() { done <- a.table.Connect(context.Background(), quiet) }()
 		f.run(time.Second)
-		if err := <-done; err != ErrNotFound || f.asked[netdb.MethodFindCC] != before+8 {
+		if err := <-done; err != ErrNotFound || f.asked[netdb.MethodFindCC] != before+12 {
 			t.Fatal("not asked again", err)
 		}
 
@@ -269,12 +269,13 @@ func TestSeekAtOnce(t *testing.T) {
 	})
 }
 
-// TestSeekOrder: names that nobody answers for are looked up in their turn, and keep neither each other waiting for longer than that nor a remote that is in use. There are no more of them than
-// contacts are kept.
+// TestSeekOrder: names that nobody answers for are looked up in their turn, the latest first, and keep neither each other waiting for longer than that nor a remote that is in use. There are no more of
+// them than contacts are kept: the oldest gives way.
 func TestSeekOrder(t *testing.T) {
 	inBubble(t, func(t *testing.T, f *fabric) {
 		a, b := f.settled()
-		f.run(2 * time.Second)
+		c := f.client(carol, nil)
+		f.run(4 * time.Second)
 		a.table.lock()
 		a.table.c.Limits.Contacts = 73
 		a.table.unlock()
@@ -300,17 +301,19 @@ func TestSeekOrder(t *testing.T) {
 		}
 		f.mu.Unlock()
 		ctx, cancel := context.WithCancel(t.Context())
-		for _, k := range names {
-			go a.table.Contact(ctx, k)
+		var failed [len(names)]error
+		for i, k := range names {
+			go func() { _, failed[i] = a.table.Contact(ctx, k) }()
 			time.Sleep(time.Millisecond)
 		}
 		f.run(3 * time.Second)
-		stranger := key.Generate().Public()
-		if _, err := a.table.Contact(t.Context(), stranger); err != ErrBusy {
-			t.Errorf("one name too many: %v", err)
-		}
-		if err := a.table.Connect(t.Context(), key.Address{Key: stranger}); err != ErrBusy {
-			t.Errorf("one call too many: %v", err)
+		live := make(chan error, 1)
+		go func() { live <- a.table.Connect(t.Context(), c.addr()) }() // one name too many
+		synctest.Wait()
+		for i, err := range failed {
+			if err != map[bool]error{true: ErrBusy}[i == seekAtOnce-seekKept] {
+				t.Errorf("name %d: %v", i, err)
+			}
 		}
 		a.table.lock()
 		before := time.Now()
@@ -326,16 +329,98 @@ func TestSeekOrder(t *testing.T) {
 			t.Error("who is in use was not looked up")
 		}
 		a.table.unlock()
-		f.run(20 * time.Second)
+		f.run(8 * time.Second)
+		if err := <-live; err != nil || len(a.table.contacts) != 73 {
+			t.Errorf("one that is there: %v", err)
+		}
+		f.run(12 * time.Second)
 		f.mu.Lock()
+		const turn = seekAtOnce - seekKept
 		for i, at := range first {
-			if turn := at.Seconds() / 10; int(turn) != i/(seekAtOnce-seekKept) || at == 0 {
+			want := 0
+			switch {
+			case i == turn:
+				if at != 0 {
+					t.Errorf("name %d was looked up although it had given way", i)
+				}
+				continue
+			case i > turn:
+				want = (len(first) + turn - 1 - i) / turn
+			}
+			if got := int(at.Seconds() / 10); got != want || at == 0 {
 				t.Errorf("name %d was looked up after %v", i, at)
 			}
 		}
 		f.mu.Unlock()
 		cancel()
 	})
+}
+
+// TestDeadNames: while thousands of names wait that do not exist, or that nobody answers for, more than contacts are kept, those that are there are found when they are asked for, either way; and all of it has
+// its bounds.
+func TestDeadNames(t *testing.T) {
+	for what, silent := range map[string]bool{"denied": false, "not answered": true} {
+		t.Run(what, func(t *testing.T) { inBubble(t, func(t *testing.T, f *fabric) { deadNames(t, f, silent) }) })
+	}
+}
+
+func deadNames(t *testing.T, f *fabric, silent bool) {
+	a, b := f.pair()
+	c := f.client(carol, nil)
+	f.run(4 * time.Second)
+	alive := make(map[key.Public]bool)
+	for _, n := range f.nodes {
+		blinded, _ := n.sec.Public().Blind()
+		alive[blinded] = true
+	}
+	f.mu.Lock()
+	f.hole = func(blinded key.Public) bool { return silent && !alive[blinded] }
+	f.mu.Unlock()
+	ctx, cancel := context.WithCancel(t.Context())
+	dead := func(n int) {
+		for i := range n {
+			k := key.Generate().Public()
+			if i%2 == 0 {
+				go a.table.Contact(ctx, k)
+			} else {
+				go a.table.Connect(ctx, key.Address{Key: k})
+			}
+		}
+		synctest.Wait()
+	}
+	dead(2500)
+	f.run(5 * time.Second)
+	start, found := time.Now(), make(chan error, 4)
+	ask := func() {
+		go func() { _, err := a.table.Contact(ctx, b.sec.Public()); found <- err }()
+		go func() { found <- a.table.Connect(ctx, c.addr()) }()
+		synctest.Wait()
+	}
+	ask()
+	dead(500)
+	f.run(5 * time.Second)
+	ask() // as programs and resolvers do
+	a.table.lock()
+	if n := len(a.table.contacts); n > a.table.c.Limits.Contacts || a.table.calls > a.table.c.Limits.Calls || len(a.table.remotes) > n {
+		t.Errorf("%d contacts, %d calls, %d remotes", n, a.table.calls, len(a.table.remotes))
+	}
+	a.table.unlock()
+	f.run(11 * time.Second)
+	for range cap(found) {
+		select {
+		case err := <-found:
+			if err != nil {
+				t.Error(err)
+			}
+		default:
+			t.Errorf("one that is there was not found in %v", time.Since(start))
+		}
+	}
+	cancel()
+	f.run(time.Minute)
+	if n := len(a.table.contacts); n > 2 {
+		t.Errorf("%d contacts stay", n)
+	}
 }
 
 func TestClose(t *testing.T) {
