@@ -49,7 +49,7 @@ func TestTable(t *testing.T) {
 	want := map[string]account{}
 	for range 3 {
 		for _, x := range order {
-			a := account{x.String(), time.Duration(rand.IntN(1000)) * 6 * time.Second, 90 * time.Second, rand.IntN(1 << 30), rand.IntN(3), "abc", "2026-01-02"}
+			a := account{x.String(), time.Duration(660+rand.IntN(3)) * 6 * time.Second, 90 * time.Second, rand.IntN(1 << 30), rand.IntN(3), "abc", "2026-01-02"}
 			want[a.target] = a
 			if err := writeTable(doc, order, a); err != nil {
 				t.Fatal(err)

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -163,7 +164,8 @@ func readTable(doc string) (map[string]account, error) {
 		if err := cmp.Or(errs[:]...); err != nil {
 			return nil, fmt.Errorf("%s: %q: %w", doc, line, err)
 		}
-		a.cpu, a.quiet = time.Duration(cpu*float64(time.Minute)), time.Duration(quiet*float64(time.Minute))
+		tenths := func(minutes float64) time.Duration { return time.Duration(math.Round(10*minutes)) * time.Minute / 10 }
+		a.cpu, a.quiet = tenths(cpu), tenths(quiet)
 		table[a.target] = a
 	}
 	return table, nil
