@@ -23,7 +23,6 @@ type download struct {
 	cmd  *lab.Cmd
 	said demoLog
 	done chan struct{} // closed when it has ended
-	err  error         // then
 }
 
 func startDownload(t *testing.T, n *lab.Node, url string) *download {
@@ -35,10 +34,10 @@ func startDownload(t *testing.T, n *lab.Node, url string) *download {
 		t.Fatal(err)
 	}
 	go func() {
-		d.err = d.cmd.Wait()
+		d.cmd.Wait()
 		close(d.done)
 	}()
-	for end := time.Now().Add(20 * time.Second); !d.calm(20_000); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(eventually); !d.calm(20_000); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("no download from %s: %s", url, d.said.String())
 		}
@@ -70,7 +69,7 @@ func (d *download) goesOn(limit time.Duration) (time.Duration, bool) {
 
 // TestFaults: what a running TCP connection goes through besides the loss of relays: links that are cut, addresses that change, and daemons that are killed and started again.
 func TestFaults(t *testing.T) {
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute+10*eventually)
 	defer cancel()
 	d, must := demoOf(ctx, t)
 	defer d.close()
@@ -97,15 +96,20 @@ func TestFaults(t *testing.T) {
 		}
 	}
 
+	goesOn := func(l *download, what string) {
+		t.Helper()
+		after, ok := l.goesOn(eventually)
+		t.Logf("%s: goes on %v after %v", what, ok, after)
+		if !ok || *quietMachine && after > 5*time.Second {
+			t.Errorf("%s: the download goes on %v, after %v: %s", what, ok, after, l.said.String())
+		}
+	}
+
 	// The way to the network is cut for three seconds, at the client and at the service.
 	for _, h := range []*demoHost{fresh, host} {
 		l := startDownload(t, fresh.node, url)
 		sh(h, "ip link set eth0 down; sleep 3; ip link set eth0 up")
-		after, ok := l.goesOn(10 * time.Second)
-		t.Logf("the link of %s is cut for 3 s: goes on %v after: %v", h.name, ok, after)
-		if !ok || after > 5*time.Second {
-			t.Errorf("the link of %s is cut for 3 s: the download does not go on within 5 s: %v %s", h.name, l.err, l.said.String())
-		}
+		goesOn(l, fmt.Sprintf("the link of %s is cut for 3 s", h.name))
 		l.stop()
 	}
 
@@ -113,11 +117,7 @@ func TestFaults(t *testing.T) {
 	for i, h := range []*demoHost{fresh, host} {
 		l := startDownload(t, fresh.node, url)
 		sh(h, fmt.Sprintf("ip addr flush dev eth0; sleep 0.3; ip addr add 10.77.0.%d/16 dev eth0", 201+i))
-		after, ok := l.goesOn(10 * time.Second)
-		t.Logf("another address of %s: goes on %v after %v", h.name, ok, after)
-		if !ok || after > 5*time.Second {
-			t.Errorf("another address of %s: the download does not go on within 5 s: %v %s", h.name, l.err, l.said.String())
-		}
+		goesOn(l, "another address of "+h.name)
 		l.stop()
 	}
 
@@ -134,7 +134,7 @@ func TestFaults(t *testing.T) {
 		h      *demoHost
 		client *demoHost
 		up     func(control.Status) bool
-		lives  bool // the connection; else it ends at once
+		lives  bool // the connection; else it ends, when the daemon is there again or before
 	}{
 		{"the service's daemon", host, fresh, served, true},
 		{"the daemon of a client with a lasting key", kept, kept, ready, true},
@@ -144,10 +144,10 @@ func TestFaults(t *testing.T) {
 		time.Sleep(6 * time.Second) // whose address is whose has been saved
 		x.client.log.Reset()
 		again(x.h, x.up)
-		after, ok := l.goesOn(15 * time.Second)
+		after, ok := l.goesOn(eventually)
 		t.Logf("%s is killed and started again: goes on %v after %v", x.what, ok, after)
-		if ok != x.lives || !ok && after > time.Second {
-			t.Errorf("%s is killed and started again: goes on %v, after %v %v %s\n%s", x.what, ok, after, l.err, l.said.String(), x.client.log.String())
+		if ok != x.lives || after >= eventually || *quietMachine && (ok && after > 15*time.Second || !ok && after > time.Second) {
+			t.Errorf("%s is killed and started again: goes on %v, after %v %s\n%s", x.what, ok, after, l.said.String(), x.client.log.String())
 		}
 		l.stop()
 	}

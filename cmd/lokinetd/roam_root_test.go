@@ -19,7 +19,7 @@ import (
 	"lokinetd/router/key"
 )
 
-// roamLimit is within how much time traffic has to flow again, in the median of roamRounds.
+// roamLimit is within how much time traffic has to flow again, in the median of roamRounds, on a quiet machine.
 const (
 	roamLimit  = 3 * time.Second
 	roamRounds = 10
@@ -31,7 +31,7 @@ const (
 // A machine that sleeps is played by a daemon that is stopped while the relays that it is connected to are killed and started again, so that they know of it as little as
 // after ten minutes; its clock of what time has passed, sleep included, then says ten minutes more.
 func TestRoaming(t *testing.T) {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
 	defer cancel()
 	d, must := demoOf(ctx, t)
 	defer d.close()
@@ -88,7 +88,7 @@ func TestRoaming(t *testing.T) {
 	flows := func() time.Duration {
 		t.Helper()
 		began := time.Now()
-		sh("ping -n -c 400 -i 0.05 -W 1 " + at + " | sed '/bytes from/q' | grep -q 'bytes from'")
+		sh("ping -n -c 1200 -i 0.05 -W 1 " + at + " | sed '/bytes from/q' | grep -q 'bytes from'")
 		return time.Since(began)
 	}
 	flows()
@@ -105,10 +105,10 @@ func TestRoaming(t *testing.T) {
 		slices.Sort(all)
 		median := all[len(all)/2]
 		t.Logf("%s: median %v, at most %v", what, median, all[len(all)-1])
-		if median > roamLimit {
+		if *quietMachine && median > roamLimit {
 			t.Errorf("%s: the median is %v, more than %v", what, median, roamLimit)
 		}
-		for end := time.Now().Add(5 * time.Second); strings.Count(guest.log.String(), news) < roamRounds; time.Sleep(50 * time.Millisecond) {
+		for end := time.Now().Add(eventually); strings.Count(guest.log.String(), news) < roamRounds; time.Sleep(50 * time.Millisecond) {
 			if time.Now().After(end) {
 				t.Fatalf("%s: the daemon has not noticed it %d times:\n%s", what, roamRounds, guest.log.String())
 			}
@@ -128,7 +128,7 @@ func TestRoaming(t *testing.T) {
 		}
 		start()
 		for _, name := range names[:own] {
-			for end := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+			for end := time.Now().Add(eventually); ; time.Sleep(10 * time.Millisecond) {
 				if _, err := control.NewClient(filepath.Join(d.dir, name, "sock")).Status(ctx); err == nil {
 					break
 				} else if time.Now().After(end) {
