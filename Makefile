@@ -17,10 +17,10 @@ build: .cache/env ## the program, build/lokinetd (the default)
 
 test: check ## gofmt, vet, and all tests that need no root, with the race detector (PKG=./router/bt for one package)
 	@$(with) if [ "$$(go env CGO_ENABLED)" = 1 ]; then \
-		go test -race -timeout 5m $(PKG); \
+		go test -race -timeout 20m $(PKG); \
 	else \
 		echo 'There is no C compiler here (or CGO_ENABLED=0): the tests run without the race detector. Debian: apt install gcc libc6-dev'; \
-		go test -timeout 5m $(PKG); \
+		go test -timeout 20m $(PKG); \
 	fi
 
 check: .cache/env
@@ -61,7 +61,7 @@ bench: .cache/env ## all that is measured, beside Tor and wireguard-go: 25 minut
 
 bench-go: .cache/env ## all Go benchmarks (BENCHTIME=1s)
 	@mkdir -p build
-	@$(with) go test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) -timeout 5m $(PKG) | tee build/bench-go.txt
+	@$(with) go test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) -timeout 20m $(PKG) | tee build/bench-go.txt
 
 bench-net: .cache/env ## a relay alone and whole networks, beside Tor and wireguard-go (BENCHARGS='-only relay,lokinetd')
 	@mkdir -p build
