@@ -550,7 +550,7 @@ func TestHostActivation(t *testing.T) {
 	q.SetQuestion("localhost.loki.", dns.TypeAAAA)
 	answers := make(chan error, 2)
 	for _, network := range []string{"udp", "tcp"} {
-		c := dns.Client{Net: network, Timeout: 10 * time.Second}
+		c := dns.Client{Net: network, Timeout: time.Minute}
 		go func() {
 			a, _, err := c.Exchange(q, addr)
 			if err == nil && len(a.Answer) == 0 {
@@ -650,10 +650,7 @@ func TestHostDrops(t *testing.T) {
 	for range 3 {
 		d.Send([]byte("no packet"))
 	}
-	for range 500 {
-		if s.status().Drops["tun_out_malformed"] == 3 {
-			break
-		}
+	for end := time.Now().Add(time.Minute); s.status().Drops["tun_out_malformed"] != 3 && time.Now().Before(end); {
 		time.Sleep(10 * time.Millisecond)
 	}
 	if drops := s.status().Drops; !reflect.DeepEqual(drops, map[string]uint64{"tun_out_malformed": 3}) {

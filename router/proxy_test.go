@@ -34,7 +34,7 @@ func call(t *testing.T, at, send string) string {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	c.SetDeadline(time.Now().Add(10 * time.Second))
+	c.SetDeadline(time.Now().Add(time.Minute))
 	io.WriteString(c, send)
 	c.(*net.TCPConn).CloseWrite()
 	b, _ := io.ReadAll(c)
@@ -128,7 +128,7 @@ func TestForwards(t *testing.T) {
 	read := func(c net.Conn, text string) {
 		t.Helper()
 		buf := make([]byte, len(text))
-		c.SetDeadline(time.Now().Add(10 * time.Second))
+		c.SetDeadline(time.Now().Add(time.Minute))
 		if _, err := io.ReadFull(c, buf); err != nil || string(buf) != text {
 			t.Errorf("%q, %v; want %q", buf, err, text)
 		}
