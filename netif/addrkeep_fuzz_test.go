@@ -11,13 +11,15 @@ import (
 // FuzzRestore: the file of addresses is of an earlier version, damaged or another program's. Nothing panics or hangs, our own address stays ours, and no two remotes get
 // the same one.
 //
-// Decoders: Map.Restore Map.hosts4 hostAddr Map.free4
+// Decoders: Map.Restore Map.hosts4 Map.set6 hostAddr Map.free4
 func FuzzRestore(f *testing.F) {
 	for _, k := range []Kept{
-		{IPv4: prefix("10.0.0.1/29"), Next: 3, Remotes: []KeptRemote{{remoteN(5), addr("10.0.0.3")}, {remoteN(5), addr("10.0.0.4")}, {remoteN(6), addr("10.0.0.3")}}},
-		{IPv4: prefix("10.0.0.1/29"), Next: 6, Remotes: []KeptRemote{{remoteN(1), addr("10.0.0.5")}, {remoteN(7), addr("10.0.0.7")}, {remoteN(8), addr("10.0.0.0")}, {remoteN(9), addr("fd00::9")}}},
-		{IPv4: prefix("10.0.0.0/29"), Next: 7, Remotes: []KeptRemote{{key.Address{}, addr("10.0.0.2")}, {remoteN(2), addr("10.0.0.4")}, {remoteN(3), addr("10.0.0.5")}, {remoteN(4), addr("10.0.0.6")}, {remoteN(5), addr("10.0.0.3")}}},
+		{IPv4: prefix("10.0.0.1/29"), Next: 3, Remotes: []KeptRemote{{Remote: remoteN(5), IPv4: addr("10.0.0.3")}, {Remote: remoteN(5), IPv4: addr("10.0.0.4")}, {Remote: remoteN(6), IPv4: addr("10.0.0.3")}}},
+		{IPv4: prefix("10.0.0.1/29"), Next: 6, Remotes: []KeptRemote{{Remote: remoteN(1), IPv4: addr("10.0.0.5")}, {Remote: remoteN(7), IPv4: addr("10.0.0.7")}, {Remote: remoteN(8), IPv4: addr("10.0.0.0")}, {Remote: remoteN(9), IPv4: addr("fd00::9")}}},
+		{IPv4: prefix("10.0.0.0/29"), Next: 7, Remotes: []KeptRemote{{Remote: key.Address{}, IPv4: addr("10.0.0.2")}, {Remote: remoteN(2), IPv4: addr("10.0.0.4")}, {Remote: remoteN(3), IPv4: addr("10.0.0.5")}, {Remote: remoteN(4), IPv4: addr("10.0.0.6")}, {Remote: remoteN(5), IPv4: addr("10.0.0.3")}}},
 		{IPv4: prefix("10.1.0.1/29"), Next: 1}, {},
+		{IPv6: prefix("fd2e:7365:7368::1/64"), Remotes: []KeptRemote{{Remote: remoteN(5), IPv6: addr("fd2e:7365:7368::8")}, {Remote: remoteN(6), IPv6: addr("fd2e:7365:7368::8")}, {Remote: remoteN(5), IPv6: addr("fd2e:7365:7368::9")}}},
+		{IPv6: prefix("fd2e:7365:7368::1/64"), Remotes: []KeptRemote{{Remote: remoteN(1), IPv6: addr("fd2e:7365:7368::7")}, {Remote: remoteN(7), IPv6: addr("fd2e:7365:7368::1")}, {Remote: remoteN(8), IPv6: addr("::ffff:10.0.0.2")}}},
 	} {
 		raw, err := json.Marshal(k)
 		if err != nil {
@@ -43,6 +45,9 @@ func FuzzRestore(f *testing.F) {
 			m.IPv4(remoteN(n), now)
 		}
 		for _, x := range m.Mappings(now) {
+			if r, ok := m.Remote(x.IPv6, now); !ok || r != x.Remote || (x.IPv6 == addr("fd2e:7365:7368::1")) != (x.Remote == remoteN(1)) {
+				t.Fatalf("%v belongs to %v, not %v", x.IPv6, r, x.Remote)
+			}
 			if !x.IPv4.IsValid() {
 				continue
 			}

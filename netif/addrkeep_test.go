@@ -6,6 +6,8 @@ import (
 	"reflect"
 	"testing"
 	"time"
+
+	"lokinetd/router/key"
 )
 
 func newKeepMap(t *testing.T, own4 string) *Map {
@@ -79,6 +81,44 @@ func TestKeep(t *testing.T) {
 	}
 }
 
+// TestKeepIPv6: an IPv6 address follows from the key, and is kept where it does not, so that in whatever order remotes come after a restart each has what it had.
+func TestKeepIPv6(t *testing.T) {
+	now := time.Now()
+	client, relay, third, alone := remoteN(5), remoteN(5), remoteN(5), remoteN(6)
+	relay.Kind = key.Relay
+	third.Key[31] ^= 1 // the address has the first eight bytes
+	for _, own4 := range []string{"", "10.0.0.1/16"} {
+		m := newMap(t, own4, "fd2e:7365:7368::1/64")
+		had := map[key.Address]netip.Addr{}
+		for _, r := range []key.Address{client, relay, third, alone} {
+			a, err := m.IPv6(r, now)
+			if err != nil {
+				t.Fatal(err)
+			}
+			had[r] = a
+		}
+		k := over(t, m.Keep(4096, now))
+		if len(k.Remotes) != 2 {
+			t.Errorf("kept %v", k.Remotes)
+		}
+		m = newMap(t, own4, "fd2e:7365:7368::1/64")
+		m.Restore(k, now)
+		for _, r := range []key.Address{third, relay, alone, client} {
+			if a, err := m.IPv6(r, now); err != nil || a != had[r] {
+				t.Errorf("%v has %v, had %v: %v", r, a, had[r], err)
+			}
+			if back, ok := m.Remote(had[r], now); !ok || back != r {
+				t.Errorf("%v means %v", had[r], back)
+			}
+		}
+		m = newMap(t, own4, "fd2e:7365:7369::1/64") // another range: all anew
+		m.Restore(k, now)
+		if n := len(m.Keep(4096, now).Remotes); n != 0 {
+			t.Errorf("%d kept of another range", n)
+		}
+	}
+}
+
 // TestKeepRecent: idle remotes are forgotten, live ones are not, and reading does not count as a use.
 func TestKeepRecent(t *testing.T) {
 	now := time.Now()
@@ -101,7 +141,7 @@ func TestKeepRecent(t *testing.T) {
 // TestRestoreForeign: a file that fits no more, or was never written by us, does no harm.
 func TestRestoreForeign(t *testing.T) {
 	now := time.Now()
-	good := Kept{IPv4: prefix("10.0.0.1/16"), Next: 77, Remotes: []KeptRemote{{remoteN(5), addr("10.0.0.9")}}}
+	good := Kept{IPv4: prefix("10.0.0.1/16"), Next: 77, Remotes: []KeptRemote{{Remote: remoteN(5), IPv4: addr("10.0.0.9")}}}
 	m := newKeepMap(t, "10.1.0.1/16")
 	m.Restore(good, now)
 	if _, ok := m.Remote(addr("10.0.0.9"), now); ok {
@@ -109,9 +149,11 @@ func TestRestoreForeign(t *testing.T) {
 	}
 	m = newKeepMap(t, "10.0.0.1/16")
 	m.Restore(Kept{IPv4: prefix("10.0.0.1/16"), Next: 1 << 31, Remotes: []KeptRemote{
-		{remoteN(5), addr("10.0.0.1")}, {remoteN(6), addr("10.0.0.0")}, {remoteN(7), addr("10.0.255.255")}, {remoteN(8), addr("192.0.2.1")},
-		{remoteN(9), addr("fd2e:7365:7368::9")}, {remoteN(1), addr("10.0.0.44")}, {remoteN(10), netip.Addr{}},
-		{remoteN(11), addr("10.0.0.50")}, {remoteN(11), addr("10.0.0.51")}, {remoteN(12), addr("10.0.0.50")},
+		{Remote: remoteN(5), IPv4: addr("10.0.0.1")}, {Remote: remoteN(6), IPv4: addr("10.0.0.0")}, {Remote: remoteN(7), IPv4: addr("10.0.255.255")}, {Remote: remoteN(8), IPv4: addr("192.0.2.1")},
+		{Remote: remoteN(9), IPv4: addr("fd2e:7365:7368::9")}, {Remote: remoteN(1), IPv4: addr("10.0.0.44")}, {Remote: remoteN(10), IPv4: netip.Addr{}},
+		{Remote: remoteN(11), IPv4: addr("10.0.0.50")}, {Remote: remoteN(11), IPv4: addr("10.0.0.51")}, {Remote: remoteN(12), IPv4: addr("10.0.0.50")},
+		{Remote: remoteN(13), IPv6: addr("fd2e:7365:7368::1")}, {Remote: remoteN(14), IPv6: addr("fd2e:7365:7368::")}, {Remote: remoteN(1), IPv6: addr("fd2e:7365:7368::77")},
+		{Remote: remoteN(15), IPv6: addr("2001:db8::1")}, {Remote: remoteN(16), IPv6: addr("::ffff:10.0.0.7")},
 	}}, now)
 	for _, x := range m.Mappings(now) {
 		if want := map[bool]string{true: "10.0.0.1", false: "10.0.0.50"}[x.Remote == remoteN(1)]; x.IPv4 != addr(want) {

@@ -238,9 +238,7 @@ func (m *Map) Reserve(remote key.Address, a netip.Addr, now time.Time) error {
 	} else {
 		e.fixed6 = true
 		if e.addr6 != a {
-			delete(m.addr, e.addr6)
-			e.addr6 = a
-			m.addr[a] = e
+			m.set6(e, a)
 		}
 	}
 	return nil
@@ -292,11 +290,18 @@ func (m *Map) get(remote key.Address, now time.Time) (*mapped, error) {
 	return e, nil
 }
 
-// pick6 makes an IPv6 address from the first bytes of a key; if it is taken, or none for hosts, the next one that is free.
-func (m *Map) pick6(remote key.Address) netip.Addr {
+// first6 makes an IPv6 address from the first bytes of a key.
+func (m *Map) first6(remote key.Address) netip.Addr {
 	b := m.own6.Masked().Addr().As16()
 	n := (128 - m.own6.Bits()) / 8
 	copy(b[16-n:], remote.Key[:n])
+	return netip.AddrFrom16(b)
+}
+
+// pick6 is first6; if that is taken, or none for hosts, the next one that is free.
+func (m *Map) pick6(remote key.Address) netip.Addr {
+	b := m.first6(remote).As16()
+	n := (128 - m.own6.Bits()) / 8
 	for {
 		a := netip.AddrFrom16(b)
 		if hostAddr(m.own6, a) && m.addr[a] == nil {
@@ -334,6 +339,13 @@ func (m *Map) set4(e *mapped, a netip.Addr) {
 	m.addr[a] = e
 	m.used4++
 	heap.Push(&m.with4, aged{e.used.Load(), e})
+}
+
+// set6 gives an entry another IPv6 address, which is free.
+func (m *Map) set6(e *mapped, a netip.Addr) {
+	delete(m.addr, e.addr6)
+	e.addr6 = a
+	m.addr[a] = e
 }
 
 func (m *Map) drop4(e *mapped) {
