@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -172,6 +173,124 @@ func (l *liar) lie(method string, reply func([]byte)) {
 func (l *liar) SessionControl(*path.Terminal, byte, []byte, [24]byte) {}
 func (l *liar) SessionDatagram(_ *path.Terminal, b *packet.Buffer)    { b.Release() }
 
+// lies is a network in which some relays lie.
+type lies struct {
+	*Net
+	plot       *plot
+	all        []*liar // those that are registered first
+	registered map[key.Public]bool
+	lying      map[key.Public]bool
+	wrong      key.Public // whom the liars' names lead to
+}
+
+// newLies starts the relays; of the clients the first are services with names. None of them has a key whose four locations all lie: such a contact nobody can find (threat-model.md), and with 6 of 20 relays
+// it is 3 keys of 1,000.
+func newLies(t *testing.T, styles []liarStyle, relays, liars, strangers, services, clients int) *lies {
+	s := seed(t)
+	t.Logf("seed %d", s)
+	n := &Net{t: t, medium: newFabric(s, 10*time.Millisecond, 0)}
+	n.file = &netdb.NetworkFile{Name: "lies", Network: 42, Serial: 1, Names: map[string]key.Public{}}
+	crime := &plot{}
+	l := &lies{Net: n, plot: crime, registered: map[key.Public]bool{}, lying: map[key.Public]bool{}, wrong: key.Generate().Public()}
+	wrongs := map[string]key.Public{}
+
+	for i := range relays + strangers {
+		secret, addr := key.Generate(), netip.AddrPortFrom(netip.AddrFrom4([4]byte{20, byte(i), 0, 1}), 1190)
+		id := secret.Public()
+		contact := router.SignContact(secret, addr, n.file.Network, time.Now())
+		elsewhere := netip.AddrPortFrom(netip.AddrFrom4([4]byte{21, byte(i), 0, 1}), 1190)
+		crime.stale = append(crime.stale, router.SignContact(secret, elsewhere, n.file.Network, time.Now().Add(-time.Hour)).Raw())
+		switch {
+		case i < relays-liars:
+			n.Relays = append(n.Relays, &Host{net: n, relay: true, Secret: secret, addr: addr})
+		default:
+			l.all = append(l.all, newLiar(n, secret, addr, styles[len(l.all)%len(styles)], crime))
+			crime.ids = append(crime.ids, id)
+			l.lying[id] = i < relays
+		}
+		if i < relays {
+			l.registered[id] = true
+			n.file.Relays = append(n.file.Relays, id)
+			n.file.Contacts = append(n.file.Contacts, contact)
+		} else {
+			crime.contacts = append(crime.contacts, contact.Raw())
+		}
+	}
+	damaged := bytes.Clone(crime.stale[1])
+	damaged[len(damaged)-5] ^= 1
+	crime.stale = append([][]byte{damaged}, crime.stale...)
+	for i := range services + clients {
+		h := &Host{net: n, Secret: key.Generate(), addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{30, 0, byte(i), 1}), 1191)}
+		for l.hidden(h) {
+			h.Secret = key.Generate()
+		}
+		n.Clients = append(n.Clients, h)
+		if i < services {
+			name := fmt.Sprintf("service%d.loki", i)
+			n.file.Names[name], wrongs[name] = h.Secret.Public(), l.wrong
+		}
+	}
+	crime.names = (&netdb.NetworkFile{Names: wrongs}).NameIndex()
+	t.Cleanup(func() {
+		for _, h := range append(append([]*Host(nil), n.Clients...), n.Relays...) {
+			h.Stop()
+		}
+	})
+	for _, h := range n.Relays {
+		h.Start()
+	}
+	for _, l := range l.all {
+		l.start(t)
+	}
+	return l
+}
+
+// hidden says whether all locations of a host's contact lie.
+func (l *lies) hidden(h *Host) bool {
+	blinded, err := h.Secret.Public().Blind()
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return !slices.ContainsFunc(netdb.Closest(l.file.Relays, blinded, netdb.Locations), func(id key.Public) bool { return !l.lying[id] })
+}
+
+// TestFoundAmongLiars: 6 of 20 relays lie, and nobody is hidden by them: neither a service all of whose paths end at liars, nor from a client all of whose paths do. Each of 40 clients comes to a service of its own. Of
+// 4,000 such clients 17 in 1,000 took more than a second before there were witnesses, and 9 in 1,000 more than a minute, up to ten.
+func TestFoundAmongLiars(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		each := 40
+		if raceEnabled {
+			each = 10
+		}
+		l := newLies(t, []liarStyle{schemer}, 20, 6, 0, each, each)
+		for _, h := range l.Clients[:each] {
+			h.Start()
+		}
+		time.Sleep(20 * time.Second)
+		var wg sync.WaitGroup
+		took := make([]time.Duration, each)
+		for i, h := range l.Clients[each:] {
+			h.Start()
+			wg.Go(func() {
+				time.Sleep(4 * time.Second)
+				ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
+				defer cancel()
+				start := time.Now()
+				for h.Endpoint.Sessions.Connect(ctx, l.Clients[i].Address()) != nil && ctx.Err() == nil {
+					time.Sleep(time.Second)
+				}
+				took[i] = time.Since(start)
+			})
+		}
+		wg.Wait()
+		slices.Sort(took)
+		t.Logf("connected after %v in the median, %v at most", took[each/2], took[each-1])
+		if took[each-1] > time.Minute {
+			t.Errorf("connected after %v", took)
+		}
+	})
+}
+
 // Issue 4: 6 of 20 relays lie together. Clients that start with nothing but the network file never come to a relay that nobody registered, and keep resolving and
 // connecting. Each of five clients starts anew every eleven minutes: what one learned is of no use to the next.
 func TestLyingRelays(t *testing.T) {
@@ -192,60 +311,8 @@ func lieTo(t *testing.T, styles []liarStyle) {
 	if raceEnabled {
 		lives, life = 1, 2*time.Minute
 	}
-	s := seed(t)
-	t.Logf("seed %d", s)
-	n := &Net{t: t, medium: newFabric(s, 10*time.Millisecond, 0)}
-	n.file = &netdb.NetworkFile{Name: "lies", Network: 42, Serial: 1, Names: map[string]key.Public{}}
-	crime := &plot{}
-	wrong := key.Generate().Public() // whom the liars' names lead to
-	wrongs := map[string]key.Public{}
-
-	var all []*liar
-	registered := map[key.Public]bool{}
-	for i := range relays + strangers {
-		secret, addr := key.Generate(), netip.AddrPortFrom(netip.AddrFrom4([4]byte{20, byte(i), 0, 1}), 1190)
-		id := secret.Public()
-		contact := router.SignContact(secret, addr, n.file.Network, time.Now())
-		elsewhere := netip.AddrPortFrom(netip.AddrFrom4([4]byte{21, byte(i), 0, 1}), 1190)
-		crime.stale = append(crime.stale, router.SignContact(secret, elsewhere, n.file.Network, time.Now().Add(-time.Hour)).Raw())
-		switch {
-		case i < relays-liars:
-			n.Relays = append(n.Relays, &Host{net: n, relay: true, Secret: secret, addr: addr})
-		default:
-			all = append(all, newLiar(n, secret, addr, styles[len(all)%len(styles)], crime))
-			crime.ids = append(crime.ids, id)
-		}
-		if i < relays {
-			registered[id] = true
-			n.file.Relays = append(n.file.Relays, id)
-			n.file.Contacts = append(n.file.Contacts, contact)
-		} else {
-			crime.contacts = append(crime.contacts, contact.Raw())
-		}
-	}
-	damaged := bytes.Clone(crime.stale[1])
-	damaged[len(damaged)-5] ^= 1
-	crime.stale = append([][]byte{damaged}, crime.stale...)
-	for i := range services + clients {
-		h := &Host{net: n, Secret: key.Generate(), addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{30, 0, byte(i), 1}), 1191)}
-		n.Clients = append(n.Clients, h)
-		if i < services {
-			name := fmt.Sprintf("service%d.loki", i)
-			n.file.Names[name], wrongs[name] = h.Secret.Public(), wrong
-		}
-	}
-	crime.names = (&netdb.NetworkFile{Names: wrongs}).NameIndex()
-	t.Cleanup(func() {
-		for _, h := range append(append([]*Host(nil), n.Clients...), n.Relays...) {
-			h.Stop()
-		}
-	})
-	for _, h := range n.Relays {
-		h.Start()
-	}
-	for _, l := range all {
-		l.start(t)
-	}
+	l := newLies(t, styles, relays, liars, strangers, services, clients)
+	n, all, crime, registered, lying, wrong := l.Net, l.all, l.plot, l.registered, l.lying, l.wrong
 	for _, h := range n.Clients {
 		h.Start()
 	}
@@ -256,10 +323,6 @@ func lieTo(t *testing.T, styles []liarStyle) {
 		connected, again, unreachable         int
 		answered, lost, hops, stranger, liars int
 		slowest, slowestName                  time.Duration
-	}
-	lying := map[key.Public]bool{}
-	for _, l := range all[:liars] {
-		lying[l.Secret.Public()] = true
 	}
 	look := func(h *Host) { // which relays does a client use
 		for _, p := range h.Endpoint.Sessions.Inbound(time.Now()) {
@@ -293,7 +356,7 @@ func lieTo(t *testing.T, styles []liarStyle) {
 					if err = h.Endpoint.Sessions.Connect(ctx, service.Address()); err == nil {
 						return nil
 					}
-					if !tried { // where the ends of all four paths lie they hide a contact until one is replaced, within five minutes
+					if !tried {
 						figures.again++
 					}
 					time.Sleep(time.Second)
@@ -355,12 +418,11 @@ func lieTo(t *testing.T, styles []liarStyle) {
 	switch {
 	case f.stranger > 0:
 		t.Error("a path went over a relay that nobody registered")
-	case f.unreachable > 1 || f.lost > 0:
-		// One client of some 250 was told for twelve minutes that the contact does not exist: there is no jury for contacts.
+	case f.unreachable > 0 || f.lost > 0:
 		t.Error("not everything is reached")
 	case names-f.right > 3+names/5 || f.deceived+f.missing > 5:
 		// Where the ends of all paths lie there is nobody to contradict them: 1 look-up of 320, and 1 of 57 while a client that has just started has three paths. Measured in 25
-		// runs in which all scheme: 17 of 1122 wrong, 38 undecided, at most 2 and 5 in a run. Of 375 clients 6 did not connect at the first try, 5 of them 15 s later.
+		// runs in which all scheme: 17 of 1122 wrong, 38 undecided, at most 2 and 5 in a run.
 		t.Error("names do not resolve as they should")
 	}
 }
