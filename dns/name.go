@@ -211,19 +211,20 @@ func (m *memory) add(labels []string) {
 	if m.names == nil {
 		m.names = make(map[string]time.Time)
 	}
+	oldest, first, looked := "", now.Add(2*memoryTime), 0
+	for n, t := range m.names { // a few, so that those whose time has come stay few; all when there is no room
+		if looked++; looked > 4 && len(m.names) < memorySize {
+			break
+		}
+		switch {
+		case !t.After(now):
+			delete(m.names, n)
+		case t.Before(first):
+			oldest, first = n, t
+		}
+	}
 	if len(m.names) >= memorySize {
-		oldest, first := "", now.Add(2*memoryTime)
-		for n, t := range m.names {
-			switch {
-			case !t.After(now):
-				delete(m.names, n)
-			case t.Before(first):
-				oldest, first = n, t
-			}
-		}
-		if len(m.names) >= memorySize {
-			delete(m.names, oldest)
-		}
+		delete(m.names, oldest)
 	}
 	m.names[strings.Join(labels, ".")] = now.Add(memoryTime)
 }

@@ -12,6 +12,8 @@ import (
 //   - of its owner's least recently used, when the owner has its quota: one remote pushes out only its own;
 //   - else of one that has expired, if there is one among the few least recently used; else of the least recently used.
 //
+// What has expired is given up with each new entry, a few slots at a time.
+//
 // Times are parameters; no locking. Steady use does not allocate.
 type table[K comparable, V any] struct {
 	limit, quota int
@@ -21,6 +23,7 @@ type table[K comparable, V any] struct {
 	owners       map[key.Address]int32
 	rings        []ring
 	spareRings   []int32
+	hand         int32 // the slot that was looked at last for having expired
 }
 
 type slot[K comparable, V any] struct {
@@ -39,8 +42,10 @@ type ring struct {
 	n           int
 }
 
-// look is how many of the least recently used entries are searched for an expired one.
-const look = 8
+const (
+	look  = 8 // of the least recently used entries are searched for an expired one when there is no room
+	sweep = 4 // slots are looked at for each new entry, all in turn: those that have expired stay few
+)
 
 func newTable[K comparable, V any](limit, quota int) *table[K, V] {
 	return &table[K, V]{limit: limit, quota: quota, index: map[K]int32{}, slots: make([]slot[K, V], 1), owners: map[key.Address]int32{}}
@@ -74,6 +79,14 @@ func (t *table[K, V]) put(k K, owner key.Address, now time.Time) *slot[K, V] {
 			s.value = zero
 		}
 		return s
+	}
+	for range min(sweep, len(t.slots)-1) {
+		if t.hand++; int(t.hand) >= len(t.slots) {
+			t.hand = 1
+		}
+		if s := &t.slots[t.hand]; !s.expiry.IsZero() && now.After(s.expiry) { // zero: a spare one
+			t.remove(t.hand)
+		}
 	}
 	r, ok := t.owners[owner]
 	if ok && t.rings[r].n >= t.quota {

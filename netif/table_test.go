@@ -13,10 +13,13 @@ import (
 type slowTable struct {
 	limit, quota int
 	l            []slowEntry
+	slots, hand  int // how many there are, and which was looked at last
+	spare        []int
 }
 
 type slowEntry struct {
 	k, v   int
+	slot   int
 	owner  key.Address
 	expiry time.Time
 }
@@ -25,10 +28,15 @@ func (t *slowTable) find(k int) int {
 	return slices.IndexFunc(t.l, func(e slowEntry) bool { return e.k == k })
 }
 
+func (t *slowTable) remove(i int) {
+	t.spare = append(t.spare, t.l[i].slot)
+	t.l = slices.Delete(t.l, i, i+1)
+}
+
 func (t *slowTable) get(k int, now time.Time) *slowEntry {
 	i := t.find(k)
 	if i >= 0 && now.After(t.l[i].expiry) {
-		t.l = slices.Delete(t.l, i, i+1)
+		t.remove(i)
 		i = -1
 	}
 	if i < 0 {
@@ -46,6 +54,12 @@ func (t *slowTable) put(k int, owner key.Address, now time.Time) *slowEntry {
 		}
 		t.l = slices.Delete(t.l, i, i+1)
 	} else {
+		for range min(sweep, t.slots) {
+			t.hand = t.hand%t.slots + 1
+			if i := slices.IndexFunc(t.l, func(e slowEntry) bool { return e.slot == t.hand }); i >= 0 && now.After(t.l[i].expiry) {
+				t.remove(i)
+			}
+		}
 		n, first := 0, -1
 		for i, x := range t.l {
 			if x.owner == owner {
@@ -55,7 +69,7 @@ func (t *slowTable) put(k int, owner key.Address, now time.Time) *slowEntry {
 			}
 		}
 		if n >= t.quota {
-			t.l = slices.Delete(t.l, first, first+1)
+			t.remove(first)
 		} else if len(t.l) >= t.limit {
 			v := 0
 			for i, x := range t.l[:min(look, len(t.l))] {
@@ -64,7 +78,13 @@ func (t *slowTable) put(k int, owner key.Address, now time.Time) *slowEntry {
 					break
 				}
 			}
-			t.l = slices.Delete(t.l, v, v+1)
+			t.remove(v)
+		}
+		if last := len(t.spare) - 1; last >= 0 {
+			e.slot, t.spare = t.spare[last], t.spare[:last]
+		} else {
+			t.slots++
+			e.slot = t.slots
 		}
 	}
 	t.l = append(t.l, e)
@@ -132,6 +152,22 @@ func TestTable(t *testing.T) {
 			program[i] = byte(r.Uint32())
 		}
 		play(t, program)
+	}
+}
+
+// TestTableSweep: what has expired does not gather, although nobody asks for it again and there is room for all of it.
+func TestTableSweep(t *testing.T) {
+	now := time.Unix(1000, 0)
+	l := newTable[int, int](1<<20, 1<<20)
+	for k := range 100_000 {
+		now = now.Add(time.Second)
+		l.put(k, remoteN(k%5), now).expiry = now.Add(time.Minute)
+	}
+	if n := l.len(); n < 60 || n > 100 {
+		t.Errorf("%d entries of which 60 have not expired", n)
+	}
+	if n := len(l.slots); n > 120 {
+		t.Errorf("%d slots", n)
 	}
 }
 

@@ -119,11 +119,13 @@ func (c *names) put(name string, v nameVerdict, now time.Time) {
 	if c.cache == nil {
 		c.cache = map[string]cachedName{}
 	}
-	if len(c.cache) >= snsCacheMax {
-		for n, e := range c.cache { // the expired ones, else any one
-			if len(c.cache) < snsCacheMax && now.Before(e.until) {
-				break
-			}
+	looked := 0
+	for n, e := range c.cache { // a few of the expired ones, so that they stay few; any one when there is no room
+		full := len(c.cache) >= snsCacheMax
+		if looked++; looked > 4 && !full {
+			break
+		}
+		if full || !now.Before(e.until) {
 			delete(c.cache, n)
 		}
 	}
