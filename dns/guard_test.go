@@ -69,22 +69,27 @@ func TestGuard(t *testing.T) {
 	}
 }
 
-// TestFormer: whom the host asked before all names came to us, also after that has changed; nobody who may ask us in turn.
+// TestFormer: whom the host asked before all names came to us, also after that has changed; nobody who may ask us in turn. A daemon adopts them if all names come to us.
 func TestFormer(t *testing.T) {
 	us, ours := addrPorts("127.3.2.1"), "# "+mark+"\nnameserver 127.3.2.1\n"
 	for _, c := range []struct {
-		name string
-		host tree
-		want string
+		name    string
+		host    tree
+		want    string
+		adopted bool
 	}{
-		{"file", tree{resolvConf: ours, resolvBackup: "nameserver 192.0.2.1\nnameserver 192.0.2.2\n"}, "192.0.2.1, 192.0.2.2"},
-		{"file, and a resolver on this host", tree{resolvConf: ours, resolvBackup: "nameserver 127.0.0.1\n"}, ""},
-		{"resolvconf", tree{resolvConf: "nameserver 127.3.2.1\n", "/run/resolvconf/interface/eth0": "nameserver 192.0.2.3\n", "/run/resolvconf/interface/lo.lokinetd": "nameserver 127.3.2.1\n"}, "192.0.2.3"},
-		{"given back", tree{resolvConf: "nameserver 192.0.2.4\n"}, "192.0.2.4"},
-		{"nothing", nil, ""},
+		{"file", tree{resolvConf: ours, resolvBackup: "nameserver 192.0.2.1\nnameserver 192.0.2.2\n"}, "192.0.2.1, 192.0.2.2", true},
+		{"file, and a resolver on this host", tree{resolvConf: ours, resolvBackup: "nameserver 127.0.0.1\n"}, "", true},
+		{"resolvconf", tree{resolvConf: "nameserver 127.3.2.1\n", "/run/resolvconf/interface/eth0": "nameserver 192.0.2.3\n", "/run/resolvconf/interface/lo.lokinetd": "nameserver 127.3.2.1\n"}, "192.0.2.3", true},
+		{"given back", tree{resolvConf: "nameserver 192.0.2.4\n"}, "192.0.2.4", false},
+		{"nothing", nil, "", false},
 	} {
-		if got := list(plant(t, c.host).Former(us)); got != c.want {
+		p := plant(t, c.host)
+		if got := list(p.Former(us)); got != c.want {
 			t.Errorf("%s: %q, want %q", c.name, got, c.want)
+		}
+		if got := list(p.Adopted(us)); got != "" && !c.adopted || got != c.want && c.adopted {
+			t.Errorf("%s: adopted %q", c.name, got)
 		}
 	}
 }

@@ -118,13 +118,13 @@ func (p Place) takesAll() bool { return p.ours(resolvConf) || p.recordFile() != 
 const socketUnit = "lokinetd.socket"
 
 // Awaited says that all names come to us and that somebody holds the port for them, though the daemon may be away: a service manager, which starts it or a guard. Then names
-// wait there for a moment, and giving them back to the former resolvers would tell those ours. While the port is closing, it counts whether it will be opened again.
+// wait there for a moment, and giving them back to the former resolvers would tell those ours. While the port is closing, it counts whether it will be opened again, or a guard keeps it.
 func (p Place) Awaited(ctx context.Context, listen []netip.AddrPort, closing bool) bool {
 	if !p.takesAll() {
 		return false
 	}
 	if closing {
-		return p.returns(ctx, socketUnit)
+		return p.Returns(ctx, socketUnit) || p.guarded(ctx)
 	}
 	for _, at := range reachable(listen) {
 		c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(at))
@@ -138,8 +138,8 @@ func (p Place) Awaited(ctx context.Context, listen []netip.AddrPort, closing boo
 	return false
 }
 
-// returns reports whether systemd is about to start a unit, or to start it again.
-func (p Place) returns(ctx context.Context, unit string) bool {
+// Returns reports whether systemd is about to start a unit, or to start it again.
+func (p Place) Returns(ctx context.Context, unit string) bool {
 	bus, err := p.connect()
 	if err != nil {
 		return false
@@ -162,6 +162,18 @@ func (p Place) returns(ctx context.Context, unit string) bool {
 		}
 	}
 	return false
+}
+
+// guarded reports whether the stand-in's unit is active: it has the port, even if the unit of that goes, as systemd lets it when the daemon has crashed too often.
+func (p Place) guarded(ctx context.Context) bool {
+	bus, err := p.connect()
+	if err != nil {
+		return false
+	}
+	defer bus.Close()
+	ctx, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
+	return property(ctx, bus, systemdName, "/org/freedesktop/systemd1/unit/lokinetd_2dnames_2eservice", systemdName+".Unit", "ActiveState") == "active"
 }
 
 // Stopped says in plain words what becomes of our names while the daemon does not run; hold is the number of the placeholder, 0: there is none.

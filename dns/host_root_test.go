@@ -484,3 +484,34 @@ func TestLook(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 }
+
+// TestReturns: a unit comes back when systemd has a job to start it, and not when it has one to stop it, or none.
+func TestReturns(t *testing.T) {
+	b := newTestBus(t)
+	p := plant(t, tree{"/etc/resolv.conf": "# " + mark + "\nnameserver 127.3.2.1\n"})
+	p.Bus = b.address()
+	type job struct {
+		ID                uint32
+		Unit, Type, State string
+		Job, Path         dbus.ObjectPath
+	}
+	var jobs []job
+	conn := b.dial()
+	if err := conn.ExportMethodTable(map[string]any{"ListJobs": func() ([]job, *dbus.Error) { return jobs, nil }}, "/org/freedesktop/systemd1", systemdName+".Manager"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.RequestName(systemdName, dbus.NameFlagDoNotQueue); err != nil {
+		t.Fatal(err)
+	}
+	for want, all := range map[bool][][2]string{
+		false: {{}, {"lokinetd.socket", "stop"}, {"lokinetd.service", "start"}},
+		true:  {{"lokinetd.socket", "start"}, {"lokinetd.socket", "restart"}},
+	} {
+		for _, j := range all {
+			jobs = []job{{7, j[0], j[1], "waiting", "/j", "/u"}}
+			if got := p.Awaited(t.Context(), addrPorts("127.3.2.1"), true); got != want {
+				t.Errorf("%q: %v", j, got)
+			}
+		}
+	}
+}

@@ -149,6 +149,11 @@ func Run(ctx context.Context, c *config.Config, version string, log *slog.Logger
 	return run(ctx, c, version, log, again, sys)
 }
 
+// StartError is why a daemon did not come up. It will not the next time either, unless somebody does something.
+type StartError struct{ error }
+
+func (e StartError) Unwrap() error { return e.error }
+
 func run(ctx context.Context, c *config.Config, version string, log *slog.Logger, again func() (*config.Config, error), sys *system) (err error) {
 	remember := newRecent(log.Handler())
 	log = slog.New(remember)
@@ -156,7 +161,9 @@ func run(ctx context.Context, c *config.Config, version string, log *slog.Logger
 	h.current.Store(c)
 	defer func() {
 		sys.notify(daemon.SdNotifyStopping)
-		err = errors.Join(err, h.parts.stop())
+		if err = errors.Join(err, h.parts.stop()); err != nil && !h.up {
+			err = StartError{err}
+		}
 	}()
 	memory := newCollector()
 	cores := newGovernor()

@@ -273,7 +273,8 @@ func (a *app) dnsRevert(ctx context.Context, hold, closing bool) error {
 			fmt.Fprintln(a.out, "the daemon runs, and has the port")
 			return nil
 		}
-		if w.Enabled && (dns.Place{}).Awaited(ctx, c.DNS.Listen, closing) {
+		may := c.DNS.Hold || dns.Place{}.Returns(ctx, "lokinetd.service")
+		if may && w.Enabled && (dns.Place{}).Awaited(ctx, c.DNS.Listen, closing) {
 			fmt.Fprintln(a.out, "names wait for the daemon")
 			return nil
 		}

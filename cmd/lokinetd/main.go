@@ -2,7 +2,8 @@
 // and the command line that talks to it. One file holds one subcommand.
 //
 // Exit codes: 0 ok, 1 failure, 2 usage, 3 daemon not running, 4 running but
-// not ready, 5 permission denied, 6 not found or no path.
+// not ready, 5 permission denied, 6 not found or no path, 7 the daemon could
+// not start, and will not by another try.
 package main
 
 import (
@@ -32,6 +33,7 @@ const (
 	exitNotReady
 	exitDenied
 	exitNotFound
+	exitNotStarted
 )
 
 // exitError is an error that chooses its exit code. A nil err says that all
@@ -123,7 +125,7 @@ func (a *app) command() *cobra.Command {
 		Use:   "lokinetd",
 		Short: "Reach and host .loki sites over onion paths",
 		Long: "lokinetd joins a Session Router network, gives this machine a network interface and a\nname server for .loki, .sesh and .snode addresses, and carries IP packets over onion paths.\n\n" +
-			"Exit codes of all commands: 0 ok, 1 failure, 2 usage, 3 daemon not running, 4 running but not ready,\n5 permission denied, 6 not found or no path. What --json prints only ever gains fields.",
+			"Exit codes of all commands: 0 ok, 1 failure, 2 usage, 3 daemon not running, 4 running but not ready,\n5 permission denied, 6 not found or no path, 7 the daemon could not start. What --json prints only ever gains fields.",
 		SilenceUsage:               true,
 		SilenceErrors:              true,
 		SuggestionsMinimumDistance: 2,

@@ -542,17 +542,29 @@ rm -r /run/systemd/system/lokinetd.service.d; systemctl daemon-reload`
 		h.sh("systemctl start lokinetd")
 		h.until(page, strings.TrimSpace(demoPage))
 		served("started again")
-		// A daemon that cannot start is started again some times, and names wait for it; then for the stand-in.
-		for what, spoil := range map[string]string{"no network file": "mv /etc/lokinetd/demo.network /root", "a wrong configuration": "echo wrong >>/etc/lokinetd/lokinetd.toml"} {
-			h.sh(spoil + "; systemctl reset-failed lokinetd; systemctl restart lokinetd || true")
+		// A daemon that cannot start is not tried again; one that crashes is, some times.
+		for what, spoil := range map[string]string{
+			"no network file":       "mv /etc/lokinetd/demo.network /root; systemctl restart lokinetd || true",
+			"a wrong configuration": "echo wrong >>/etc/lokinetd/lokinetd.toml; systemctl restart lokinetd || true",
+			"crash after crash":     "systemctl start lokinetd; until systemctl is-failed -q lokinetd; do kill -9 $(systemctl show -P MainPID lokinetd); sleep 0.05; done 2>/dev/null",
+		} {
+			h.sh("systemctl reset-failed lokinetd; " + spoil)
 			t.Logf("%s: the stand-in after %v", what, h.untilStandIn(""))
 			if out, _ := h.try("systemctl is-active lokinetd lokinetd.socket"); out != "failed\nactive" {
 				t.Errorf("%s: service and socket are %q", what, out)
 			}
-			served(what)
-			h.sh("test ! -e /root/demo.network || mv /root/demo.network /etc/lokinetd; sed -i /^wrong/d /etc/lokinetd/lokinetd.toml; systemctl reset-failed 'lokinetd*'; systemctl start lokinetd")
+			if what != "crash after crash" { // each takes some questions with it
+				served(what)
+			}
+			h.tight(what)
+			h.sh("test ! -e /root/demo.network || mv /root/demo.network /etc/lokinetd; sed -i /^wrong/d /etc/lokinetd/lokinetd.toml; systemctl reset-failed lokinetd; systemctl start lokinetd")
 			h.until(page, strings.TrimSpace(demoPage))
-			served("mended")
+			if what != "crash after crash" {
+				served("mended")
+			}
+			time.Sleep(time.Second)
+			h.tight("mended")
+			tally()
 		}
 		// Who wants the names back while it is stopped gets them.
 		h.sh("systemctl stop lokinetd; sleep 0.5")

@@ -26,6 +26,9 @@ func (a *app) runCommand() *cobra.Command {
 			if c != nil && c.Role == config.RoleClient && errors.Is(err, fs.ErrPermission) {
 				err = fmt.Errorf("%w; a client has to run as root, or with the capability CAP_NET_ADMIN and /dev/net/tun open to it; without either there is `lokinetd proxy`", err)
 			}
+			if start := (router.StartError{}); exitCode(err) == exitFailure && (c == nil || errors.As(err, &start)) {
+				err = &exitError{exitNotStarted, err}
+			}
 			return err
 		},
 	}
