@@ -25,6 +25,8 @@ const (
 	// keepMapping is how long an address stays with its remote after its last use (protocol/README 10): applications and resolvers may
 	// still hold it.
 	keepMapping = 10 * time.Minute
+	// forgetMapping is how long a remote without a session stays in a map when there is room: an idle program may come back.
+	forgetMapping = time.Hour
 	// maxRemotes bounds the remotes of one map; a mapped remote takes about 400 bytes.
 	maxRemotes = 1 << 16
 )
@@ -33,7 +35,7 @@ const (
 //
 // Every remote in it has an IPv6 address, made from its key; an IPv4 address only when one was asked for. A remote keeps its addresses until they
 // are needed for another one: then the least recently used go, but never one of a live session, used in the last 10 minutes, or
-// reserved. Uses are Remote, IPv4, IPv6 and the packets of Pump. Safe for concurrent use; Remote and Addr do not allocate.
+// reserved. What was not used for an hour goes as new ones come. Uses are Remote, IPv4, IPv6 and the packets of Pump. Safe for concurrent use; Remote and Addr do not allocate.
 type Map struct {
 	own4, own6 netip.Prefix // address and length; invalid: none
 	self       key.Address
@@ -171,7 +173,7 @@ func (m *Map) IPv4(remote key.Address, now time.Time) (netip.Addr, error) {
 	}
 	a, ok := m.free4()
 	if !ok {
-		old := m.oldest(&m.with4, now)
+		old := m.oldest(&m.with4, now, keepMapping)
 		if old == nil {
 			return netip.Addr{}, ErrExhausted
 		}
@@ -269,14 +271,19 @@ func (m *Map) get(remote key.Address, now time.Time) (*mapped, error) {
 	e := m.remote[remote]
 	if e == nil {
 		if len(m.remote) >= maxRemotes {
-			old := m.oldest(&m.all, now)
+			old := m.oldest(&m.all, now, keepMapping)
 			if old == nil {
 				return nil, ErrExhausted
 			}
-			m.drop4(old)
-			delete(m.addr, old.addr6)
-			delete(m.remote, old.remote)
-			old.gone = true
+			m.drop(old)
+		}
+		for range 2 { // more than come, so that few stay
+			if old := m.oldest(&m.with4, now, forgetMapping); old != nil {
+				m.drop4(old)
+			}
+			if old := m.oldest(&m.all, now, forgetMapping); old != nil {
+				m.drop(old)
+			}
 		}
 		e = &mapped{remote: remote}
 		if m.own6.IsValid() {
@@ -348,6 +355,13 @@ func (m *Map) set6(e *mapped, a netip.Addr) {
 	m.addr[a] = e
 }
 
+func (m *Map) drop(e *mapped) {
+	m.drop4(e)
+	delete(m.addr, e.addr6)
+	delete(m.remote, e.remote)
+	e.gone = true
+}
+
 func (m *Map) drop4(e *mapped) {
 	if e.addr4.IsValid() {
 		delete(m.addr, e.addr4)
@@ -356,16 +370,16 @@ func (m *Map) drop4(e *mapped) {
 	}
 }
 
-// oldest takes the least recently used entry off h, or returns nil when none may be recycled. The ages in h are lower bounds: an entry is
+// oldest takes the least recently used entry off h, or returns nil when none may go that was used less than idle ago. The ages in h are lower bounds: an entry is
 // brought up to date when its turn comes, so that a use costs nothing and an entry is looked at once in 10 minutes.
-func (m *Map) oldest(h *ages, now time.Time) *mapped {
+func (m *Map) oldest(h *ages, now time.Time, idle time.Duration) *mapped {
 	t := int64(now.Sub(m.epoch))
 	for len(*h) > 0 {
 		top := &(*h)[0]
 		switch used := top.e.used.Load(); {
 		case top.e.gone || h == &m.with4 && !top.e.addr4.IsValid():
 			heap.Pop(h)
-		case t-top.at < int64(keepMapping):
+		case t-top.at < int64(idle):
 			return nil
 		case top.e.live || top.e.reserved():
 			top.at = t

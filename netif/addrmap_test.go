@@ -175,6 +175,41 @@ func TestMapRecycle(t *testing.T) {
 	}
 }
 
+// TestMapForgets: who was not used for an hour does not stay, though there is room; who has a session, or an address of its own, does.
+func TestMapForgets(t *testing.T) {
+	m := newMap(t, "10.0.0.1/8", "fd2e:7365:7368::1/64")
+	now := time.Now()
+	if err := m.SetLive(remoteN(1), true, now); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Reserve(remoteN(2), addr("10.0.0.77"), now); err != nil {
+		t.Fatal(err)
+	}
+	for n := 3; n < 10_000; n++ {
+		now = now.Add(time.Minute)
+		if _, err := m.IPv6(remoteN(n), now); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := m.IPv4(remoteN(n), now); n%2 == 0 && err != nil {
+			t.Fatal(err)
+		}
+		if n == 200 {
+			m.IPv4(remoteN(3), now) // back after hours
+		}
+		if _, ok := m.Addr(remoteN(n-59), 6, now.Add(-time.Minute)); n > 70 && !ok {
+			t.Fatalf("%d is gone after less than an hour", n-59)
+		}
+	}
+	for i, kept := range map[int]bool{1: true, 2: true, 3: false, 200: false, 9999: true} {
+		if _, ok := m.Addr(remoteN(i), 6, now); ok != kept {
+			t.Errorf("remote %d: mapped %v", i, ok)
+		}
+	}
+	if n := max(len(m.remote), len(m.all), len(m.with4), m.used4); n > 260 {
+		t.Errorf("%d remotes, %d and %d in order, %d addresses of IPv4", len(m.remote), len(m.all), len(m.with4), m.used4)
+	}
+}
+
 func TestMapReserve(t *testing.T) {
 	m := newMap(t, "10.1.2.1/24", "fd2e:7365:7368::1/64")
 	now := time.Now()
