@@ -641,8 +641,9 @@ func TestLeaks(t *testing.T) {
 				w.restless.cmd.Signal(syscall.SIGSTOP)
 				w.cut(true)
 				w.up()
-				w.reset()
 				w.restless.cmd.Signal(syscall.SIGCONT)
+				time.Sleep(2 * time.Second) // those questions end that were on their way to the spy, or to be asked there
+				w.reset()
 				row("started, no path", nothing, func() { w.await(func(s control.Status) bool { return s.State != control.Ready }) })
 				row("paths", nothing, func() {
 					w.cut(false)
