@@ -223,7 +223,7 @@ func (s *standIn) behave(refuse string, hang bool) {
 // told gives what it was told since the last time, when the last call is that one.
 func (s *standIn) told(last string) []string {
 	s.bus.t.Helper()
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
 		s.mu.Lock()
 		calls := s.calls
 		if len(calls) > 0 && strings.HasPrefix(calls[len(calls)-1], last) {
@@ -269,7 +269,7 @@ func attend(t *testing.T, b *testBus, files tree, link func() Link) *attended {
 			if err != nil {
 				t.Error(err)
 			}
-		case <-time.After(10 * time.Second):
+		case <-time.After(time.Minute):
 			t.Error("it does not end")
 		}
 	})
@@ -280,7 +280,7 @@ func attend(t *testing.T, b *testBus, files tree, link func() Link) *attended {
 // await waits for a status.
 func (a *attended) await(applied bool, problem string) {
 	a.t.Helper()
-	for end := time.Now().Add(15 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
 		s := a.Status()
 		if s.Method != "" && s.Applied == applied && strings.Contains(s.Problem, problem) && (problem != "") == (s.Problem != "") {
 			return

@@ -129,7 +129,7 @@ func TestFilter(t *testing.T) {
 	if n := leaks(); n != 0 {
 		t.Errorf("%d packets with the firewall alone", n)
 	}
-	_, err = net.DialTimeout("tcp", "172.20.7.7:9", time.Second)
+	_, err = net.DialTimeout("tcp", "172.20.7.7:9", 20*time.Second)
 	if err == nil || timedOut(err) {
 		t.Errorf("a program is not told: %v", err)
 	}

@@ -183,7 +183,7 @@ func rolePing(args []string) error {
 	if err != nil {
 		return err
 	}
-	c.SetDeadline(time.Now().Add(20 * time.Second))
+	c.SetDeadline(time.Now().Add(time.Minute))
 	b := make([]byte, 1500)
 	for seq := range 3 {
 		q := []byte{echo, 0, 0, 0, 0x12, 0x34, 0, byte(seq), 'p', 'i', 'n', 'g'}
@@ -247,7 +247,7 @@ func roleServe(args []string) error {
 // roleLoad sends n bytes to an echo server and compares what comes back.
 func roleLoad(args []string) error {
 	n, _ := strconv.Atoi(args[1])
-	c, err := net.DialTimeout("tcp", args[0], 10*time.Second)
+	c, err := net.DialTimeout("tcp", args[0], time.Minute)
 	if err != nil {
 		return err
 	}
@@ -513,8 +513,8 @@ func TestDevice(t *testing.T) {
 		}
 	}
 	// connect says how a connection to an address of the range fails.
-	connect := func(a string) error {
-		c, err := net.DialTimeout("tcp", net.JoinHostPort(a, "80"), 200*time.Millisecond)
+	connect := func(a string, limit time.Duration) error {
+		c, err := net.DialTimeout("tcp", net.JoinHostPort(a, "80"), limit)
 		if err == nil {
 			c.Close()
 		}
@@ -530,7 +530,7 @@ func TestDevice(t *testing.T) {
 		want("applied", p4, "tun", "unreachable")
 		want("applied", p6, "tun", "unreachable")
 	}
-	if err := connect("172.17.3.4"); !timedOut(err) {
+	if err := connect("172.17.3.4", 200*time.Millisecond); !timedOut(err) {
 		t.Errorf("with the TUN up and nobody reading: %v", err)
 	}
 	if err := d.Apply([]netip.Prefix{p4, p6, prefix("172.16.0.1/16")}); err == nil {
@@ -564,7 +564,7 @@ func TestDevice(t *testing.T) {
 	want("closed, kept", p4, "unreachable")
 	want("closed, kept", p6, "unreachable")
 	for _, a := range []string{"172.17.3.4", "fd2e:7365:7368:1::9"} {
-		if err := connect(a); !errors.Is(err, unix.EHOSTUNREACH) && !errors.Is(err, unix.ENETUNREACH) && !errors.Is(err, unix.EACCES) {
+		if err := connect(a, 20*time.Second); !errors.Is(err, unix.EHOSTUNREACH) && !errors.Is(err, unix.ENETUNREACH) && !errors.Is(err, unix.EACCES) {
 			t.Errorf("closed, kept: %v", err)
 		}
 	}

@@ -77,7 +77,7 @@ func (h *lonely) start(env []string, files ...*os.File) {
 	if err := h.cmd.Start(); err != nil {
 		h.t.Fatal(err)
 	}
-	for end := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(eventually); ; time.Sleep(10 * time.Millisecond) {
 		if _, err := control.NewClient(h.at("sock")).Status(h.t.Context()); err == nil {
 			return
 		}
@@ -186,7 +186,7 @@ func TestKeptInterface(t *testing.T) {
 	// told reads what the daemon says until the line comes, and takes the descriptor that came along.
 	told := func(until string) (kept *os.File) {
 		t.Helper()
-		manager.SetReadDeadline(time.Now().Add(20 * time.Second))
+		manager.SetReadDeadline(time.Now().Add(eventually))
 		for {
 			buf, oob := make([]byte, 4096), make([]byte, 64)
 			n, oobn, _, _, err := manager.ReadMsgUnix(buf, oob)

@@ -99,7 +99,7 @@ func (n *nobody) askThroughSOCKS(service, name string) (answer string, err error
 		return "", err
 	}
 	defer pc.Close()
-	pc.SetDeadline(time.Now().Add(20 * time.Second))
+	pc.SetDeadline(time.Now().Add(eventually))
 	q, err := new(mdns.Msg).SetQuestion(name, mdns.TypeA).Pack()
 	if err != nil {
 		return "", err
@@ -187,7 +187,7 @@ func TestProxy(t *testing.T) {
 	const socks, http = "socks5h://127.0.0.1:1080", "http://127.0.0.1:1081"
 	curl := func(args ...string) (string, error) {
 		start := time.Now()
-		out, err := n.run(append([]string{"curl", "-sS", "--max-time", "60"}, args...)...).CombinedOutput()
+		out, err := n.run(append([]string{"curl", "-sS", "--max-time", "300"}, args...)...).CombinedOutput()
 		t.Logf("curl %.100s: %v", strings.Join(args, " "), time.Since(start))
 		return string(out), err
 	}
@@ -260,10 +260,10 @@ func TestProxy(t *testing.T) {
 		return theirs != ""
 	}))
 	mine := status.Endpoints[1].Address
-	if out, err := guest.node.Command("curl", "-sS", "--fail", "--max-time", "30", "http://"+mine+"/").CombinedOutput(); err != nil || string(out) != demoPage {
+	if out, err := guest.node.Command("curl", "-sS", "--fail", "--max-time", "60", "http://"+mine+"/").CombinedOutput(); err != nil || string(out) != demoPage {
 		t.Errorf("a service without root: %v: %s", err, out)
 	}
-	if out, err := guest.node.Command("curl", "-sS", "--fail", "--max-time", "60", "-o", "/dev/null", "-w", "%{size_download}", fmt.Sprintf("http://%s/bytes/%d", mine, size)).CombinedOutput(); err != nil || string(out) != fmt.Sprint(size) {
+	if out, err := guest.node.Command("curl", "-sS", "--fail", "--max-time", "300", "-o", "/dev/null", "-w", "%{size_download}", fmt.Sprintf("http://%s/bytes/%d", mine, size)).CombinedOutput(); err != nil || string(out) != fmt.Sprint(size) {
 		t.Errorf("a download from a service without root: %v: %s", err, out)
 	}
 	if out, err := guest.node.Command("dig", "+short", "@"+mine, "over.udp", "A").CombinedOutput(); err != nil || string(out) != "93.184.215.14\n" {

@@ -207,7 +207,7 @@ func (w *walk) run(s step) {
 		return
 	}
 	began := time.Now()
-	for end := began.Add(40 * time.Second); ; time.Sleep(200 * time.Millisecond) {
+	for end := began.Add(2 * eventually); ; time.Sleep(200 * time.Millisecond) {
 		out, err := w.copied(s.machine, command)
 		if err == nil {
 			err = w.shows(s.below, out)
@@ -288,7 +288,7 @@ func (w *walk) shows(want []string, out string) error {
 
 // TestPrivateNetwork walks through docs/private-network.md, and types the commands that registry init prints: the document has them all, and no others.
 func TestPrivateNetwork(t *testing.T) {
-	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
 	defer cancel()
 	l, err := lab.New(lab.NodeConfig{})
 	if err != nil {
@@ -325,7 +325,7 @@ func TestHosting(t *testing.T) {
 	if _, err := os.Stat("../../.cache/debian/nginx"); err != nil {
 		t.Fatalf("%v (.ci/run root fetches it)", err)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
 	defer cancel()
 	d, err := newDemo(ctx, &app{out: os.Stdout, err: os.Stderr})
 	if err != nil {
@@ -348,7 +348,7 @@ func TestHosting(t *testing.T) {
 	if out, err := w.try("visitor", "curl -sS --max-time 5 http://"+w.found["FAMILY_ADDRESS"]+".loki/"); err == nil {
 		t.Errorf("who was struck off still reaches the site: %s", out)
 	}
-	if page := w.sh("visitor", "curl -sS --max-time 20 http://"+w.found["BLOG_ADDRESS"]+".loki/"); page != "<h1>My blog</h1>\n" {
+	if page := w.sh("visitor", "curl -sS --max-time 60 http://"+w.found["BLOG_ADDRESS"]+".loki/"); page != "<h1>My blog</h1>\n" {
 		t.Errorf("the other site: %q", page)
 	}
 }

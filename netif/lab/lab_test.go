@@ -372,7 +372,7 @@ func TestKilled(t *testing.T) {
 	}
 	c.Process.Kill()
 	c.Wait()
-	for deadline := time.Now().Add(20 * time.Second); alive(pids[0]) || alive(pids[1]) || len(sleepers()) != 0; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); alive(pids[0]) || alive(pids[1]) || len(sleepers()) != 0; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("left: agents %v %v, sleepers %v", alive(pids[0]), alive(pids[1]), sleepers())
 		}
