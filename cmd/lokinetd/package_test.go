@@ -546,7 +546,7 @@ rm -r /run/systemd/system/lokinetd.service.d; systemctl daemon-reload`
 		for what, spoil := range map[string]string{
 			"no network file":       "mv /etc/lokinetd/demo.network /root; systemctl restart lokinetd || true",
 			"a wrong configuration": "echo wrong >>/etc/lokinetd/lokinetd.toml; systemctl restart lokinetd || true",
-			"crash after crash":     "systemctl start lokinetd; until systemctl is-failed -q lokinetd; do kill -9 $(systemctl show -P MainPID lokinetd); sleep 0.05; done 2>/dev/null",
+			"crash after crash":     "systemctl start lokinetd; until systemctl is-failed -q lokinetd; do pid=$(systemctl show -P MainPID lokinetd); [ $pid = 0 ] || kill -9 $pid; sleep 0.05; done 2>/dev/null",
 		} {
 			h.sh("systemctl reset-failed lokinetd; " + spoil)
 			t.Logf("%s: the stand-in after %v", what, h.untilStandIn(""))
