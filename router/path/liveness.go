@@ -364,8 +364,13 @@ func (c *Client) dropEdge(l Link, since time.Time) {
 	c.mu.Lock()
 	id, up := c.links[l]
 	c.dropped = slices.DeleteFunc(c.dropped, func(at time.Time) bool { return now.Sub(at) >= silentTime })
-	if !up || c.closed || len(c.dropped) >= (c.edgesWanted()+1)/2 {
+	if !up || c.closed {
 		c.mu.Unlock()
+		return
+	}
+	if len(c.dropped) >= (c.edgesWanted()+1)/2 {
+		c.mu.Unlock()
+		c.profile.fellSilent([]key.Public{id}, since, now) // it stays an edge, but new paths had better begin with the others
 		return
 	}
 	c.dropped = append(c.dropped, now)

@@ -35,6 +35,7 @@ const (
 	looksEvery   = 5 * time.Second        // and later once in so long, whatever it does
 	insistEvery  = 500 * time.Millisecond // see insist
 	insistTimes  = 8
+	pathlessTime = time.Second // without any path, until the contact is looked up again
 )
 
 // call is the outbound side of a remote: its contact, the paths to it, and the session that we called for (protocol 4 section 3.2). Under Table.ctl.
@@ -49,15 +50,16 @@ type call struct {
 	since time.Time
 	used  time.Time // last packet or caller that waited
 
-	contact *netdb.ClientContact // of a client
-	looks   *rate.Limiter        // look-ups of a contact that we have
-	telling sync.Mutex           // held while the pool is told of it; taken before ctl
-	pool    pool                 // set once
-	path    onion                // the current path; nil: none
-	detour  onion                // a path that we took though the pool says another
-	session *session             // the latest; nil: none yet, or it ended
-	try     *pending             // an init that is sent until it is accepted
-	spare   *pending             // the init inside of path switches, for a remote that has forgotten the session
+	contact  *netdb.ClientContact // of a client
+	looks    *rate.Limiter        // look-ups of a contact that we have
+	telling  sync.Mutex           // held while the pool is told of it; taken before ctl
+	pool     pool                 // set once
+	path     onion                // the current path; nil: none
+	pathless time.Time            // since when there is none; zero: there is one
+	detour   onion                // a path that we took though the pool says another
+	session  *session             // the latest; nil: none yet, or it ended
+	try      *pending             // an init that is sent until it is accepted
+	spare    *pending             // the init inside of path switches, for a remote that has forgotten the session
 
 	inits    int // sent for try
 	nextInit time.Time
@@ -212,7 +214,15 @@ func (t *Table) drive(c *call, now time.Time) {
 	if t.choose(c, now) {
 		t.moved(c, now)
 	}
-	if c.path == nil {
+	if c.path != nil {
+		c.pathless = time.Time{}
+	} else {
+		if c.pathless.IsZero() {
+			c.pathless = now
+		}
+		if now.Sub(c.pathless) >= pathlessTime { // perhaps no path can be built to where we believe the remote to be
+			t.refresh(c, now)
+		}
 		return
 	}
 	if c.session == nil && c.try == nil {

@@ -206,13 +206,15 @@ func (t *Table) seekAll(now time.Time) {
 	}
 }
 
-// askAll asks the locations, the first over the first path and so on, and says whether one had the contact, and whether one has none. When all but one have none, it
-// does not wait long for the last.
+// askAll asks the locations, the first over the first path and so on, and says whether one had the contact, and whether one has none. When one has it, or all but one have
+// none, it does not wait long for the rest.
 func (t *Table) askAll(e *contact, blinded key.Public, paths []onion) (good, missing bool) {
 	answers := make(chan error, netdb.Locations)
+	ctx, cancel := context.WithCancel(t.ctx) // who is slow is not waited for: an answer may lie beyond a dead relay, and as long the next look-up would have no place
+	defer cancel()
 	for n := range netdb.Locations {
 		p := paths[n%len(paths)]
-		t.wg.Go(func() { answers <- t.ask(p, e, blinded, n) })
+		t.wg.Go(func() { answers <- t.ask(ctx, p, e, blinded, n) })
 	}
 	none := 0
 	var hurry <-chan time.Time
@@ -226,9 +228,9 @@ func (t *Table) askAll(e *contact, blinded key.Public, paths []onion) (good, mis
 				none++
 			}
 		case <-hurry:
-			return good, true
+			return good, none > 0
 		}
-		if none == missingVotes && !good {
+		if hurry == nil && (good || none == missingVotes) {
 			hurry = time.After(lastChance)
 		}
 	}
@@ -236,8 +238,8 @@ func (t *Table) askAll(e *contact, blinded key.Public, paths []onion) (good, mis
 }
 
 // ask sends one find_cc and takes a good answer at once.
-func (t *Table) ask(p onion, e *contact, blinded key.Public, location int) error {
-	body, err := p.request(t.ctx, netdb.MethodFindCC, netdb.EncodeFindCC(blinded, location))
+func (t *Table) ask(ctx context.Context, p onion, e *contact, blinded key.Public, location int) error {
+	body, err := p.request(ctx, netdb.MethodFindCC, netdb.EncodeFindCC(blinded, location))
 	if err != nil {
 		return err
 	}

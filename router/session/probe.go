@@ -31,7 +31,8 @@ const (
 	probeSlow  = 2 * time.Second        // and at most
 	probeEvery = 500 * time.Millisecond // at least, from an answer until the next ping
 	probeOften = 12                     // pings until they become rare
-	probeOnce  = 3                      // as often a remote is asked that has not shown yet that it answers
+	probeOnce  = 4                      // as often a remote is asked that has not shown yet that it answers
+	probeMore  = 2                      // answers after one before it is believed that the conversation pauses: see pause
 	pingsMost  = 32                     // unanswered pings that are remembered
 )
 
@@ -43,6 +44,7 @@ type probe struct {
 	answers bool   // the remote has answered one
 	asked   int    // times that it was asked before that
 	well    int64  // Table.at of the last answer over the path that was the present one
+	paused  int    // answers in a row without anything else between them
 	smooth  time.Duration
 	spread  time.Duration
 
@@ -101,15 +103,16 @@ func (t *Table) watch(c *call, now time.Time) {
 		t.calm(c)
 	}
 	if p.tries == 0 {
-		if max(s.heard.Load(), s.said.Load()) <= p.well || !p.answers && p.asked >= probeOnce {
-			return // nothing happened since the last answer
+		pause, ok := p.pause(s)
+		if !ok {
+			return
 		}
 		since := answered
 		if at := t.when(s.route.Load().since); at.After(since) {
 			since = at
 		}
 		due := since.Add(p.quiet())
-		if soon := t.when(p.well).Add(probeEvery); p.well != 0 && due.Before(soon) {
+		if soon := t.when(p.well).Add(pause); p.well != 0 && due.Before(soon) {
 			due = soon
 		}
 		if now.Before(due) {
@@ -120,6 +123,9 @@ func (t *Table) watch(c *call, now time.Time) {
 			p.asked++
 			p.well = t.at(now)
 			t.ping(c, c.path, now)
+			if p.asked > 2 { // the way may have died before the remote could show that it answers
+				t.others(c, now)
+			}
 			return
 		}
 		p.began = now
@@ -134,9 +140,7 @@ func (t *Table) watch(c *call, now time.Time) {
 		return
 	}
 	t.ping(c, c.path, now)
-	if p.tries > 1 {
-		t.others(c, now)
-	}
+	t.others(c, now)
 	if p.tries > 2 && p.answers {
 		t.refresh(c, now)
 		if !p.wide {
@@ -173,10 +177,24 @@ func (p *probe) wait() time.Duration {
 	}
 }
 
-// others pings over the other paths, but those over which a ping is not late yet.
+// pause is how long after an answer the next ping is due; false: none is.
+//
+// After the last word a few more pings have to be answered, and be it that nothing came since the first. An answer may have been under way when the way died, as may the word
+// before it: who only listens, as in a download, would take the conversation to be over.
+func (p *probe) pause(s *session) (d time.Duration, ok bool) {
+	if !p.answers {
+		return probeEvery << p.asked, p.asked < probeOnce
+	}
+	if max(s.heard.Load(), s.said.Load()) > p.well {
+		return probeEvery, true
+	}
+	return probeEvery << p.paused, p.paused <= probeMore
+}
+
+// others pings over the other paths, but those over which a ping is not late yet, when one over the present path is.
 func (t *Table) others(c *call, now time.Time) {
 	p := &c.probe
-	if p.tries < 2 {
+	if p.answers && p.tries < 2 {
 		return
 	}
 	for _, o := range c.pool.paths(now) {
@@ -289,6 +307,9 @@ func (t *Table) ponged(s *session, via carrier, param []byte, now time.Time) {
 	switch {
 	case x.over == c.path:
 		p.sent = slices.DeleteFunc(p.sent, func(o ping) bool { return o.over == x.over && o.n < number })
+		if p.paused++; max(s.heard.Load(), s.said.Load()) > p.well {
+			p.paused = 0
+		}
 		p.well = t.at(now)
 		t.calm(c)
 		if w := s.route.Load(); here == 0 && x.at.After(t.when(w.since).Add(p.late())) {

@@ -572,3 +572,66 @@ func TestDivertFromNone(t *testing.T) {
 		a.table.unlock()
 	})
 }
+
+// TestPathless: no path can be built to where the remote was. Its contact is looked up again, without waiting for one.
+func TestPathless(t *testing.T) {
+	inBubble(t, func(t *testing.T, f *fabric) {
+		a, b := f.settled()
+		f.run(time.Second)
+		p := a.outbound()
+		p.mu.Lock()
+		p.intros = nil
+		p.mu.Unlock()
+		for _, x := range p.all() {
+			x.kill(true)
+		}
+		before := a.table.Stats().Lookups
+		f.run(3 * time.Second)
+		if n := a.table.Stats().Lookups - before; n < 1 || n > 3 {
+			t.Errorf("%d look-ups in 3 s without a path, %+v", n, a.with(b))
+		}
+	})
+}
+
+// TestSlowLocation: a path over which nothing is answered, for ten seconds, does not hold up the look-ups that come after.
+func TestSlowLocation(t *testing.T) {
+	inBubble(t, func(t *testing.T, f *fabric) {
+		a, b := f.settled()
+		f.run(2 * time.Second)
+		a.table.entrance.paths(time.Now())[0].(*fakePath).blind(true)
+		before := a.table.Stats().Lookups
+		for range 8 {
+			a.table.lock()
+			a.table.seek(a.table.contacts[b.sec.Public()], time.Now())
+			a.table.unlock()
+			f.run(1250 * time.Millisecond)
+		}
+		if n := a.table.Stats().Lookups - before; n < 6 {
+			t.Errorf("%d look-ups in 10 s", n)
+		}
+	})
+}
+
+// TestHurry: relays on our inbound paths die one after the other. A new contact says so at once, but not for ever so often.
+func TestHurry(t *testing.T) {
+	inBubble(t, func(t *testing.T, f *fabric) {
+		_, b := f.settled()
+		f.run(30 * time.Second)
+		contacts := func() uint64 { return b.table.Stats().Publications }
+		before := contacts()
+		for range 2 {
+			b.table.entrance.paths(time.Now())[0].(*fakePath).kill(true)
+			f.run(1500 * time.Millisecond)
+		}
+		if n := contacts() - before; n != 2 {
+			t.Errorf("%d contacts after two losses in 3 s", n)
+		}
+		for range 27 {
+			b.table.entrance.paths(time.Now())[0].(*fakePath).kill(true)
+			f.run(time.Second)
+		}
+		if n := contacts() - before; n > 30/5+publishBurst+1 {
+			t.Errorf("%d contacts in 30 s", n)
+		}
+	})
+}

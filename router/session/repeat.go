@@ -15,7 +15,7 @@ import (
 const (
 	repeatAfter = 50 * time.Millisecond // of silence, until packets are kept
 	repeatMost  = 8                     // connections of one session
-	repeatTime  = 10 * time.Second      // as long a packet is of use
+	repeatTime  = 30 * time.Second      // as long a packet is of use
 )
 
 // kept are the packets of a session that would be sent again.
@@ -65,19 +65,21 @@ func (k *kept) forget(at int64) {
 	}
 }
 
-// take gives the packets, and keeps none.
-func (k *kept) take() []keptPacket {
+// all gives copies of the packets. They stay: the way that they are sent into now may be as dead as the one before.
+func (k *kept) all() []keptPacket {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	l := k.list
-	k.list = nil
+	l := slices.Clone(k.list)
+	for i := range l {
+		l[i].b = slices.Clone(l[i].b)
+	}
 	return l
 }
 
 // repeat sends again what was sent into the way that was left for w.
 func (t *Table) repeat(s *session, w *route, now time.Time) {
 	at := t.at(now)
-	for _, o := range s.kept.take() {
+	for _, o := range s.kept.all() {
 		if at-o.at <= int64(repeatTime) {
 			b := packet.Get()
 			b.Set(o.b)

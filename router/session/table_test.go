@@ -108,8 +108,8 @@ func TestRelaySession(t *testing.T) {
 		if s := r.table.Stats(); s.SwitchesTaken == 0 || s.InitsTaken != 1 {
 			t.Fatalf("%+v", s)
 		}
-		// A relay calls nobody, and sessions end there too.
-		f.run(31 * time.Second)
+		// A relay calls nobody, and sessions end there too: half a minute after the last ping.
+		f.run(34 * time.Second)
 		if l := append(r.table.List(), a.table.List()...); len(l) != 0 {
 			t.Fatalf("%+v", l)
 		}
@@ -211,7 +211,7 @@ func TestIdle(t *testing.T) {
 			bad.msg[3] ^= 1
 			bad.on.up(&bad, path.TypeData)
 		}
-		f.run(2 * time.Second)
+		f.run(4 * time.Second) // half a minute after the last ping
 		if la, lb := a.with(b), b.with(a); len(la)+len(lb) != 0 {
 			t.Fatalf("a %+v\nb %+v", la, lb)
 		}

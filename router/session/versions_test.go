@@ -428,7 +428,7 @@ func TestBorrowedName(t *testing.T) {
 				t.Error(dropped)
 			}
 			// A remote that has not spoken for half a minute may have become an older one.
-			f.run(31 * time.Second)
+			f.run(34 * time.Second)
 			if !late {
 				borrow()
 				if l := b.with(a); len(l) != 1 || !l[0].Old {

@@ -31,6 +31,41 @@ type fabric struct {
 	loss    float64       // of each packet, in each direction; under mu, as the rest
 	jitter  time.Duration // the most that a datagram comes later than others
 	double  float64       // datagrams that come twice
+	load    float64       // how long nodes wait for a processor
+	turns   map[netip.AddrPort]*turn
+}
+
+// turn is when a node has a processor.
+type turn struct{ from, to time.Time }
+
+// setLoad has each node get the processor for some milliseconds only, and then wait for it: what comes meanwhile is taken later.
+func (f *fabric) setLoad(load float64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.load, f.turns = load, map[netip.AddrPort]*turn{}
+}
+
+// busy is how long a node does not get to take what comes now.
+func (f *fabric) busy(addr netip.AddrPort) time.Duration {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.load == 0 {
+		return 0
+	}
+	x, now := f.turns[addr], time.Now()
+	if x == nil {
+		x = &turn{now, now}
+		f.turns[addr] = x
+	}
+	for !now.Before(x.to) {
+		wait := f.load * 10 * f.rng.ExpFloat64()
+		if f.rng.Float64() < 0.02 {
+			wait += f.load * 100 * f.rng.Float64()
+		}
+		x.from = x.to.Add(time.Duration(wait * float64(time.Millisecond)))
+		x.to = x.from.Add(time.Duration(10 * f.rng.ExpFloat64() * float64(time.Millisecond)))
+	}
+	return max(0, x.from.Sub(now))
 }
 
 // way is a direction between two hosts: from, to.
@@ -507,6 +542,9 @@ func (c *conn) receive(it item) {
 		if it.buf != nil {
 			it.buf.Release()
 		}
+		if now := c.w.f.host(c.w.addr); now != nil && now != c.w { // it has been started again, knows nothing of the connection, and says so
+			c.peer.lose()
+		}
 		return
 	}
 	h := c.w.handler
@@ -655,6 +693,7 @@ func (l *lane) run(c *conn) {
 				continue // what was said last is lost too
 			}
 		}
+		time.Sleep(c.w.f.busy(c.peer.w.addr))
 		c.peer.receive(it)
 	}
 }

@@ -75,6 +75,14 @@ func (f *Flow) heard() {
 // flows finds the flow that a reply belongs to.
 func (n *Net) receive(h *Host, from key.Address, b *packet.Buffer) {
 	ip, err := packet.ParseIP(b.Data)
+	if err == nil && ip.Proto == packet.ProtoTCP {
+		n.mu.Lock()
+		s := h.stream
+		n.mu.Unlock()
+		if s != nil {
+			s.receive(h, b.Data)
+		}
+	}
 	if err != nil || len(b.Data) != flowSize || !ip.Transport {
 		b.Release()
 		return

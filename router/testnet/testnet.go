@@ -80,6 +80,7 @@ type Host struct {
 	cancel   context.CancelFunc
 	done     chan struct{}
 	apps     map[key.Address]*Flow // by remote
+	stream   *stream               // a download that it takes part in
 	app      *Flow
 }
 
