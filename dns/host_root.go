@@ -124,7 +124,7 @@ func (p Place) Awaited(ctx context.Context, listen []netip.AddrPort, closing boo
 		return false
 	}
 	if closing {
-		return p.Returns(ctx, socketUnit) || p.guarded(ctx)
+		return p.guarded(ctx) || p.Returns(ctx, socketUnit) // in this order: when it ends for a daemon that starts, that is known already
 	}
 	for _, at := range reachable(listen) {
 		c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(at))
