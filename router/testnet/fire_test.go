@@ -634,7 +634,10 @@ func (x *fire) result() fireResult {
 // TestUnderFire plays an hour, under the race detector a minute of a smaller network; make soak a day.
 func TestUnderFire(t *testing.T) {
 	size := wholeFire
-	size.mayLose = 7 // one in 10,000; without any of the rules that came of these runs it is 50 to 1,000
+	// Nothing was lost in eleven hours. But a flow loses a message for each second that it is silent beyond lastTries after a time without a route, and of about five silences an hour
+	// that are longer than 30 s each further 9 s leave a third (52 in those hours, the longest of 65 s): more than 100 are lost once in 10^6 runs, more than 7 once in 10^2. Without the
+	// most important of the rules that came of these runs it is up to 1,000; make soak allows none.
+	size.mayLose = 100
 	if raceEnabled || testing.Short() {
 		size = fireSize{relays: 8, services: 2, browsers: 2, flows: 2, lasts: time.Minute, calm: 30 * time.Second, pause: 2 * time.Second}
 	}
