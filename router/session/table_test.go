@@ -356,7 +356,7 @@ func TestSeekOrder(t *testing.T) {
 	})
 }
 
-// TestDeadNames: while thousands of names wait that do not exist, or that nobody answers for, more than contacts are kept, those that are there are found when they are asked for, either way; and all of it has
+// TestDeadNames: while hundreds of names wait that do not exist, or that nobody answers for, more than contacts are kept, those that are there are found when they are asked for, either way; and all of it has
 // its bounds.
 func TestDeadNames(t *testing.T) {
 	for what, silent := range map[string]bool{"denied": false, "not answered": true} {
@@ -368,6 +368,9 @@ func deadNames(t *testing.T, f *fabric, silent bool) {
 	a, b := f.pair()
 	c := f.client(carol, nil)
 	f.run(4 * time.Second)
+	a.table.lock()
+	a.table.c.Limits.Contacts, a.table.c.Limits.Calls = 256, 200
+	a.table.unlock()
 	alive := make(map[key.Public]bool)
 	for _, n := range f.nodes {
 		blinded, _ := n.sec.Public().Blind()
@@ -388,7 +391,7 @@ func deadNames(t *testing.T, f *fabric, silent bool) {
 		}
 		synctest.Wait()
 	}
-	dead(2500)
+	dead(700)
 	f.run(5 * time.Second)
 	start, found := time.Now(), make(chan error, 4)
 	ask := func() {
@@ -397,7 +400,7 @@ func deadNames(t *testing.T, f *fabric, silent bool) {
 		synctest.Wait()
 	}
 	ask()
-	dead(500)
+	dead(150)
 	f.run(5 * time.Second)
 	ask() // as programs and resolvers do
 	a.table.lock()
