@@ -282,7 +282,7 @@ func TestRealSockets(t *testing.T) {
 			}
 			for _, host := range targets {
 				for _, network := range []string{"udp", "tcp"} {
-					c := &dns.Client{Net: network, Timeout: 10 * time.Second}
+					c := &dns.Client{Net: network, Timeout: time.Minute}
 					m, _, err := c.ExchangeContext(ctx, new(dns.Msg).SetQuestion(named("ALICE.loki."), dns.TypeA), net.JoinHostPort(host, fmt.Sprint(own.Port())))
 					if err != nil {
 						t.Errorf("%s %s: %v", network, host, err)
