@@ -155,7 +155,7 @@ func (t *Table) dial(r *remote, now time.Time) error {
 			return ErrNotFound
 		}
 	}
-	if t.calls >= t.c.Limits.Calls && !t.giveWay(true, now) {
+	if t.calls >= t.c.Limits.Calls && !t.giveWay(true) {
 		return ErrBusy
 	}
 	t.calls++

@@ -61,7 +61,7 @@ func (t *Table) contact(k key.Public, now time.Time) *contact {
 			}
 			if old != nil {
 				delete(t.contacts, old.key)
-			} else if !t.giveWay(false, now) {
+			} else if !t.giveWay(false) {
 				return nil
 			}
 		}
@@ -83,7 +83,7 @@ func (t *Table) wanted(e *contact) bool {
 
 // giveWay makes room: of the names that were never found, one that is not being asked for now and that was asked for the longest ago is given up, those that were looked up in vain
 // first. called: it must be one that is called. False: there is none.
-func (t *Table) giveWay(called bool, now time.Time) bool {
+func (t *Table) giveWay(called bool) bool {
 	var out *contact
 	for _, e := range t.contacts {
 		switch r := t.remotes[key.Address{Key: e.key, Kind: key.Client}]; {

@@ -10,7 +10,7 @@ import (
 
 // Witnesses are a few paths more, which end at other relays than the inbound ones as far as there are others. Who controls the ends of all inbound paths could otherwise
 // say that nobody has a contact, and that ours is stored where it is not, until the first of them expires. They are built when somebody needs a second opinion, shared by
-// all who do, and nobody is told that they lead to us. Here is what bounds them: four builds a minute at most.
+// all who do, and nobody is told that they lead to us. So however many contacts are denied, it costs four builds a minute, and one more for each that fails.
 
 const (
 	witnessTime = 5 * time.Minute // until others take their place
