@@ -294,8 +294,10 @@ func (w *place) Dial(ctx context.Context, to netip.AddrPort, remote key.Public, 
 	if !peer.add(b) {
 		return nil, errRefused
 	}
-	if !w.add(a) {
-		b.vanish()
+	if !w.add(a) { // we are stopping; the other side has seen a connection that is gone at once
+		peer.handler.Opened(b)
+		b.run()
+		b.lose()
 		return nil, errors.New("testnet: closed")
 	}
 	peer.handler.Opened(b)
