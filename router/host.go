@@ -65,10 +65,12 @@ type host struct {
 	proxy       *proxy.Server // without a TUN
 	proxyAt     proxy.Config  // where it listens
 	forwards    forwards
-	unforwarded bool                            // some could not be opened
-	unserved    bool                            // the services could not all be made as configured
+	unforwarded bool // some could not be opened
+	unserved    bool // the services could not all be made as configured
+	notRun      atomic.Pointer[[]control.NotRun]
 	served      atomic.Pointer[[]*hostEndpoint] // see endpoints
 	kept        map[string]netif.Kept           // by keepName: of the last run, or of a service that has been removed
+	orphans     map[string]netif.Kept           // of the last run, when an endpoint was not there at the start: some are its, and stay for it
 
 	saveMu    sync.Mutex
 	unwritten unwritten
@@ -95,6 +97,7 @@ type hostEndpoint struct {
 	addrs   *netif.Map
 	place   atomic.Pointer[netif.Endpoint]
 	lasting bool                           // the address is the same at the next start
+	closed  bool                           // it has not the key that it should have: nobody gets to know it
 	service atomic.Pointer[config.Service] // nil: the browsing one
 	clients atomic.Pointer[clientList]     // of a service
 	pings   pings
@@ -115,6 +118,10 @@ func (e *hostEndpoint) ports() (ports []string) {
 
 // Send is the endpoint's session table as the pump sees it: what cannot be sent comes back through Undeliverable, once.
 func (e *hostEndpoint) Send(to key.Address, b *packet.Buffer) bool {
+	if place := e.place.Load(); e.closed && place != nil {
+		place.Refuse(to, b)
+		return true
+	}
 	e.Sessions.Send(to, b)
 	return true
 }
@@ -275,7 +282,7 @@ func (h *host) openNode(ctx context.Context) error {
 		if c.Relay.Oxend != "" {
 			nc.Oxend, nc.Secret, err = h.openOxend(ctx)
 		} else {
-			nc.Secret, err = loadOrMakeKey(c.Relay.Key)
+			nc.Secret, err = loadOrMakeKey(c.Relay.Key) // a relay without its key has nothing to run
 		}
 		if err != nil {
 			return err
@@ -321,16 +328,27 @@ func (h *host) openNode(ctx context.Context) error {
 	return err
 }
 
-// loadOrMakeKey reads a key file, or makes it when there is none.
+// loadOrMakeKey reads a key file, or makes it when there is none. One that is there is never touched. Its errors are keyErrors.
 func loadOrMakeKey(name string) (*key.Secret, error) {
 	statefile.Sweep(name) // remains may hold the same secret
 	s, err := key.LoadSecret(name)
-	if !errors.Is(err, fs.ErrNotExist) {
-		return s, err
+	if errors.Is(err, fs.ErrNotExist) {
+		s = key.Generate()
+		err = s.Save(name)
 	}
-	s = key.Generate()
-	return s, s.Save(name)
+	if err != nil {
+		return nil, keyError{name, err}
+	}
+	return s, nil
 }
+
+// keyError is why there is no key, which tells the file.
+type keyError struct {
+	file string
+	error
+}
+
+func (e keyError) Unwrap() error { return e.error }
 
 // openClient does steps 3 to 5 of the start.
 func (h *host) openClient(ctx context.Context) (err error) {

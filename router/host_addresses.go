@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"maps"
 	"time"
 
 	"lokinetd/netif"
@@ -39,6 +40,7 @@ func (h *host) saveAddresses(now time.Time) error {
 	h.saveMu.Lock()
 	defer h.saveMu.Unlock()
 	kept := map[string]netif.Kept{}
+	maps.Copy(kept, h.orphans)
 	for _, e := range h.endpoints {
 		limit := 0
 		if e.lasting {

@@ -13,8 +13,12 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"lokinetd/config"
 	"lokinetd/netif"
+	"lokinetd/router/control"
 	"lokinetd/router/key"
+	"lokinetd/router/packet"
+	"lokinetd/router/session"
 	"lokinetd/router/statefile"
 	"lokinetd/router/testkit"
 )
@@ -180,11 +184,9 @@ func TestDamagedState(t *testing.T) {
 
 func second[T any](_ T, err error) error { return err }
 
-// TestDamagedKey: a key that cannot be read stops the start, and is never replaced by a new one.
-func TestDamagedKey(t *testing.T) {
-	b := newBench(t)
-	b.mustStart().stop()
-	name := b.config.Client.Key
+// damage puts what is no key in the place of a key file, in each way, and calls each; what is there must not be touched. Then the key is there again.
+func damage(t *testing.T, name string, each func(what string)) {
+	t.Helper()
 	raw, err := os.ReadFile(name)
 	if err != nil {
 		t.Fatal(err)
@@ -204,12 +206,131 @@ func TestDamagedKey(t *testing.T) {
 			t.Fatal(err)
 		}
 		before, _ := os.Lstat(name)
-		if _, err := b.start(); err == nil || !strings.Contains(err.Error(), name) {
-			t.Errorf("%s: %v", what, err)
-		}
+		each(what)
 		if after, err := os.Lstat(name); err != nil || !os.SameFile(before, after) || after.ModTime() != before.ModTime() {
 			t.Errorf("%s: the file was touched: %v", what, err)
 		}
+	}
+	os.RemoveAll(name)
+	if err := os.WriteFile(name, raw, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestDamagedKey: an endpoint whose key cannot be read does not run, and all the rest does; a relay, which has no rest, does not start. No key is ever replaced by a new one.
+func TestDamagedKey(t *testing.T) {
+	b := newBench(t)
+	dir := filepath.Dir(b.config.Client.Key)
+	for _, name := range []string{"shop", "blog"} {
+		b.config.Service = append(b.config.Service, config.Service{Name: name, Key: filepath.Join(dir, name+".key")})
+	}
+	b.again = func() (*config.Config, error) { c := *b.config; return &c, nil }
+	s := b.mustStart()
+	whole := s.status()
+	s.stop()
+	kept := func() map[string]netif.Kept {
+		k, err := loadState[map[string]netif.Kept](folder(b.config.DataDir), addressesFile)
+		if err != nil {
+			t.Error(err)
+		}
+		return k
+	}
+	addresses := kept()
+	names := func(st control.Status) (all []string) {
+		for _, e := range st.Endpoints {
+			all = append(all, e.Name)
+		}
+		return all
+	}
+	for _, x := range []struct {
+		file, name, kind string
+		left             []string
+	}{
+		{b.config.Service[0].Key, "shop", "service", []string{"browsing", "blog"}},
+		{b.config.Client.Key, "browsing", "browsing", []string{"shop", "blog"}},
+	} {
+		damage(t, x.file, func(what string) {
+			s, err := b.start()
+			if err != nil {
+				t.Errorf("%s of %s: %v", what, x.name, err)
+				return
+			}
+			st := s.status()
+			if n := st.NotRun; len(n) != 1 || n[0].Name != x.name || n[0].Kind != x.kind || !strings.Contains(n[0].Reason, x.file) || n[0].Advice == "" {
+				t.Errorf("%s of %s: %+v", what, x.name, n)
+			}
+			if got := names(st); !slices.Equal(got, x.left) {
+				t.Errorf("%s of %s: there are %q", what, x.name, got)
+			}
+			s.sighup()
+			if n := s.status().NotRun; len(n) != 1 {
+				t.Errorf("%s of %s, after a reload: %+v", what, x.name, n)
+			}
+			if said := strings.Join(b.since(), "\n"); strings.Contains(said, "panic") {
+				t.Error(said)
+			}
+			s.stop()
+		})
+		for who, k := range addresses {
+			if now, ok := kept()[who]; !ok || now.IPv4 != k.IPv4 || now.IPv6 != k.IPv6 {
+				t.Errorf("the addresses of %s are lost", x.name)
+			}
+		}
+	}
+	// A reload takes in a service whose key has been mended; under its own address.
+	raw, _ := os.ReadFile(b.config.Service[0].Key)
+	os.WriteFile(b.config.Service[0].Key, nil, 0o600)
+	s = b.mustStart()
+	os.WriteFile(b.config.Service[0].Key, raw, 0o600)
+	s.sighup()
+	st := s.status()
+	at := func(st control.Status, name string) string {
+		for _, e := range st.Endpoints {
+			if e.Name == name {
+				return e.Address
+			}
+		}
+		return ""
+	}
+	if got := at(st, "shop"); len(st.NotRun) != 0 || got == "" || got != at(whole, "shop") {
+		t.Errorf("after a reload: %+v, %s", st.NotRun, got)
+	}
+	s.stop()
+
+	c := b.config
+	c.Role, c.Relay.Key, c.Client.Key, c.Service = config.RoleRelay, filepath.Join(dir, "relay.key"), "", nil
+	c.Relay.Listen, c.Relay.PublicAddress = netip.MustParseAddrPort("127.0.0.1:0"), netip.MustParseAddrPort("127.0.0.1:1190")
+	b.mustStart().stop()
+	damage(t, c.Relay.Key, func(what string) {
+		if _, err := b.start(); err == nil || !strings.Contains(err.Error(), c.Relay.Key) {
+			t.Errorf("%s: %v", what, err)
+		}
+	})
+}
+
+// TestClosed: who should browse under a key that cannot be read calls nobody under another one.
+func TestClosed(t *testing.T) {
+	b := newBench(t)
+	if err := os.WriteFile(b.config.Client.Key, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h := b.node(b.config)
+	h.kept, h.sys = map[string]netif.Kept{}, b.sys
+	h.device, _ = b.openDevice(netif.DeviceConfig{Record: func(netif.Changes) error { return nil }})
+	h.pump = netif.NewPump(h.device, nil)
+	if err := h.openEndpoints(); err != nil {
+		t.Fatal(err)
+	}
+	e := h.browsing()
+	remote := key.Address{Key: key.Generate().Public()}
+	if err := e.Sessions.Connect(t.Context(), remote); !errors.Is(err, session.ErrNotAllowed) {
+		t.Errorf("called: %v", err)
+	}
+	before := packet.InUse()
+	p := packet.Get()
+	p.Set(append([]byte{0x45, 0, 0, 20}, make([]byte, 16)...))
+	if e.Send(key.Address{Key: remote.Key, Kind: key.Relay}, p); len(e.Sessions.List()) != 0 || packet.InUse() != before {
+		t.Errorf("sent: %+v", e.Sessions.List())
 	}
 }
 

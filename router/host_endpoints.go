@@ -2,6 +2,7 @@ package router
 
 import (
 	"errors"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -18,27 +19,70 @@ import (
 // The identities of this host: what an endpoint needs of the TUN, and services that come and go with the configuration. For the start and the main loop's
 // goroutine; others read the list by host.endpoints.
 
-// openEndpoints makes the browsing endpoint and the services, and brings the TUN up with their addresses.
+// openEndpoints makes the browsing endpoint and the services, and brings the TUN up with their addresses. Where a key cannot be read or made, all the rest runs: a service is left out, and
+// nothing is called by the browsing endpoint, for it would be under another identity.
 func (h *host) openEndpoints() error {
 	c := h.config
 	h.served.Store(&[]*hostEndpoint{})
-	secret, err := key.Generate(), error(nil)
+	he := &hostEndpoint{lasting: c.Client.Key != ""}
+	ec := h.endpointConfig("browsing", key.Generate())
 	if c.Client.Key != "" {
-		if secret, err = loadOrMakeKey(c.Client.Key); err != nil {
+		secret, err := loadOrMakeKey(c.Client.Key)
+		if err == nil {
+			ec.Secret = secret
+		} else if !h.without("browsing", "browsing", "restart", err) {
 			return err
+		} else {
+			he.lasting, he.closed = false, true
+			ec.Only = func(key.Public, bool) bool { return false }
 		}
 	}
-	ec := h.endpointConfig("browsing", secret)
-	if err := h.addEndpoint(ec, &hostEndpoint{lasting: c.Client.Key != ""}, netif.BrowsingBits4, c.TUN.IPv4.Prefix, c.TUN.IPv6.Prefix); err != nil {
+	if err := h.addEndpoint(ec, he, netif.BrowsingBits4, c.TUN.IPv4.Prefix, c.TUN.IPv6.Prefix); err != nil {
 		return err
 	}
 	for _, s := range c.Service {
-		if err := h.addService(s); err != nil {
+		err := h.addService(s)
+		if err != nil && !h.without(s.Name, "service", "reload", err) {
 			return err
 		}
+		h.unserved = h.unserved || err != nil
+	}
+	if h.notRun.Load() != nil {
+		h.orphans = maps.Clone(h.kept)
 	}
 	h.readClientLists()
 	return h.applyAddresses()
+}
+
+// without notes that the daemon does without an endpoint for want of its key; false: err is about something else. when says what has the daemon look again.
+func (h *host) without(name, kind, when string, err error) bool {
+	var k keyError
+	if !errors.As(err, &k) {
+		return false
+	}
+	advice := "put a copy of the key file in its place, or move it away to have a new key made, which is another address; then: systemctl " + when + " lokinetd"
+	h.log.Error("an endpoint does not run: there is no key for it", "endpoint", name, "err", err, "so", advice)
+	next := []control.NotRun{}
+	if all := h.notRun.Load(); all != nil {
+		next = slices.Clone(*all)
+	}
+	next = append(next, control.NotRun{Name: name, Kind: kind, Reason: err.Error(), Advice: advice})
+	h.notRun.Store(&next)
+	return true
+}
+
+// runs forgets which services do not run; those that still do not are noted again.
+func (h *host) runs() {
+	all := h.notRun.Load()
+	if all == nil {
+		return
+	}
+	next := slices.DeleteFunc(slices.Clone(*all), func(x control.NotRun) bool { return x.Kind == "service" })
+	if len(next) > 0 {
+		h.notRun.Store(&next)
+	} else {
+		h.notRun.Store(nil)
+	}
 }
 
 // endpointConfig is what all endpoints have in common.
@@ -178,6 +222,7 @@ func (h *host) removeService(e *hostEndpoint) {
 // leaves out what it is about.
 func (h *host) setServices(want []config.Service) error {
 	var errs []error
+	h.runs()
 	for _, e := range *h.served.Load() {
 		old := e.service.Load()
 		if old != nil && !slices.ContainsFunc(want, func(s config.Service) bool { return s.Name == old.Name && s.Key == old.Key }) {
@@ -197,7 +242,11 @@ next:
 				continue next
 			}
 		}
-		errs = append(errs, h.addService(s))
+		err := h.addService(s)
+		if err != nil {
+			h.without(s.Name, "service", "reload", err)
+		}
+		errs = append(errs, err)
 	}
 	errs = append(errs, h.applyAddresses())
 	h.openForwards()

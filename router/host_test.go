@@ -114,10 +114,6 @@ func TestHostFailingStart(t *testing.T) {
 			b.config.Network.Operator = key.Generate().Public()
 			return func() { b.config.Network.Operator = old }
 		}, "signed by another operator"},
-		{"key", func(b *bench) func() {
-			os.WriteFile(b.config.Client.Key, []byte("nonsense"), 0o600)
-			return func() { os.Remove(b.config.Client.Key) }
-		}, "key"},
 		{"device", breaks("open device"), "open device is broken"},
 		{"prefixes", breaks("prefixes"), "prefixes is broken"},
 		{"apply", breaks("apply"), "apply is broken"},

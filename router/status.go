@@ -122,7 +122,13 @@ func (h *host) clientStatus(s *control.Status, now time.Time) {
 	} else {
 		s.Reason = h.whyNotReady(len(s.Edges))
 	}
+	if x := h.notRun.Load(); x != nil {
+		s.NotRun = *x
+	}
 	for i, e := range h.endpoints {
+		if e.closed {
+			continue
+		}
 		_, own4, own6 := e.addrs.Self()
 		st := e.Sessions.Stats()
 		x := control.Endpoint{Name: e.Config.Name, Kind: "service", Address: e.Address().Text(h.config.Network.Suffix), Ports: e.ports(),

@@ -166,6 +166,12 @@ func diagnose(w sight) (all []finding) {
 		say(well, "network", "", "%s known; ready", counted(s.Network.Contacts, "relay"))
 	}
 
+	if s != nil {
+		for _, x := range s.NotRun {
+			say(problem, "key", x.Advice, "%s %s does not run: %s", x.Kind, x.Name, x.Reason)
+		}
+	}
+
 	// A contact is signed by its relay when it is made: one that is of the future shows that we are late.
 	switch ahead := w.Newest.Sub(w.Now); {
 	case !w.Newest.IsZero() && ahead > 2*time.Minute:

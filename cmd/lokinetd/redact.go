@@ -167,9 +167,9 @@ func isSetting(word string) bool {
 
 // What of a status is left as it is, and what is text for people. All other texts become numbers, also those of fields that are yet to come.
 var (
-	openFields = []string{".Version", ".Role", ".State", ".Timeline.Name", ".Endpoints.Kind", ".Paths.Kind", ".Paths.State", ".Sessions.Direction", ".Sessions.State",
+	openFields = []string{".Version", ".Role", ".State", ".Timeline.Name", ".Endpoints.Kind", ".NotRun.Kind", ".Paths.Kind", ".Paths.State", ".Sessions.Direction", ".Sessions.State",
 		".Sessions.Handshake", ".DNS.Host.Method", ".Tun.Name"}
-	textFields = []string{".Reason", ".Warnings", ".NotHidden", ".Endpoints.Ports", ".Edges.Address", ".Relay.PublicAddress", ".DNS.Listen", ".DNS.Upstream", ".DNS.Host.Why",
+	textFields = []string{".Reason", ".NotRun.Reason", ".NotRun.Advice", ".Warnings", ".NotHidden", ".Endpoints.Ports", ".Edges.Address", ".Relay.PublicAddress", ".DNS.Listen", ".DNS.Upstream", ".DNS.Host.Why",
 		".DNS.Host.Problem", ".DNS.Host.Advice", ".Proxy.SOCKS", ".Proxy.HTTP", ".Endpoints.IPv4", ".Endpoints.IPv6", ".Endpoints.Forwards"}
 )
 
@@ -179,6 +179,11 @@ func (r *redactor) status(s *control.Status) {
 	for i := range s.Endpoints {
 		if e := &s.Endpoints[i]; e.Kind == "service" {
 			r.word("service", e.Name)
+		}
+	}
+	for _, x := range s.NotRun {
+		if x.Kind == "service" {
+			r.word("service", x.Name)
 		}
 	}
 	r.walk(reflect.ValueOf(s).Elem(), "")

@@ -25,7 +25,7 @@ func (a *app) statusCommand() *cobra.Command {
 		Use: "status", Short: "Say how the daemon is, in one screen", Args: cobra.NoArgs,
 		Long: "Say how the daemon is, in one screen: whether it is ready, or why not; its addresses, paths and sessions; how\n" +
 			"programs reach it; and what it does not hide.\n" +
-			"Exit code 0: ready; 3: not running; 4: running but not ready.\n\n" +
+			"Exit code 0: ready; 3: not running; 4: running but not ready, or without an endpoint whose key file cannot be used.\n\n" +
 			"With --watch it is shown anew every second, with rates, until Ctrl-C. Where the output is no terminal it is\n" +
 			"repeated, and with --json it is one line each time.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -48,7 +48,7 @@ func (a *app) statusCommand() *cobra.Command {
 			} else {
 				printStatus(a.out, s, a.now())
 			}
-			if err == nil && s.State != control.Ready {
+			if err == nil && (s.State != control.Ready || len(s.NotRun) > 0) {
 				err = &exitError{code: exitNotReady}
 			}
 			return err
@@ -163,6 +163,9 @@ func (v *view) head(s control.Status) {
 		texts = slices.Insert(texts, 0, s.Reason)
 	}
 	v.block(string(s.State), texts...)
+	for _, x := range s.NotRun {
+		v.block("problem", fmt.Sprintf("%s %s does not run: %s. %s", x.Kind, x.Name, x.Reason, x.Advice))
+	}
 	for _, text := range s.Warnings {
 		v.block("warning", text)
 	}

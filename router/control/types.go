@@ -27,6 +27,7 @@ type Status struct {
 	Timeline  []Stage           `json:"timeline"` // what happened first when, from exec on; what has not happened is missing
 	Network   Network           `json:"network"`
 	Endpoints []Endpoint        `json:"endpoints"`
+	NotRun    []NotRun          `json:"not_run,omitempty"` // endpoints of the configuration that are not there
 	Edges     []Edge            `json:"edges"`
 	Paths     []Path            `json:"paths"`
 	Sessions  []Session         `json:"sessions"`
@@ -75,6 +76,14 @@ type Endpoint struct {
 	MaxNewSessions int      `json:"max_new_sessions,omitempty"` // a second
 	Refused        uint64   `json:"refused,omitempty"`          // calls of who may not
 	TooMany        uint64   `json:"too_many,omitempty"`         // calls beyond the limits
+}
+
+// NotRun is an endpoint that the daemon does without, because its key file cannot be read or made.
+type NotRun struct {
+	Name   string `json:"name"`
+	Kind   string `json:"kind"`   // browsing or service
+	Reason string `json:"reason"` // with the file
+	Advice string `json:"advice"`
 }
 
 // Edge is a relay that the daemon is connected to. Bytes are those of the UDP packets.
