@@ -221,8 +221,8 @@ func TestResolver(t *testing.T) {
 		}
 	}
 	h.start(nil)
+	h.command(0, "dns", "apply") // before that our names go elsewhere
 	h.until("dig +short +time=2 +tries=1 localhost.loki", "172.16.0.1")
-	h.command(0, "dns", "apply")
 	if out := h.command(0, "dns", "status"); !strings.Contains(out, "resolver of this host: resolved") || !strings.Contains(out, "in effect: yes") {
 		t.Errorf("dns status: %s", out)
 	}
