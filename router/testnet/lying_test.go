@@ -285,7 +285,7 @@ func TestFoundAmongLiars(t *testing.T) {
 		wg.Wait()
 		slices.Sort(took)
 		t.Logf("connected after %v in the median, %v at most", took[each/2], took[each-1])
-		if took[each-1] > time.Minute {
+		if took[each-1] > 3*time.Minute { // where one location is honest a look-up in vain is made again after 15 s: 4 of 3,600 clients took 15 or 31 s
 			t.Errorf("connected after %v", took)
 		}
 	})
