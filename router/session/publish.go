@@ -19,7 +19,7 @@ import (
 //   - for the first time: 2 s after the first path at the latest, so that slow builds do not keep us away
 //   - at the locations that did not confirm: again, after 5, 10, 20, 40, 60, 60 ... s
 //
-// and a new one at most every 5 s (protocol README), on average: relays that die one after the other would else leave a contact in place that leads nowhere, for as long.
+// and a new one at most every 5 s (protocol README).
 //
 // A relay at the end of a path may confirm what it did not pass on, so a location that confirmed is asked for the contact a moment later, over another path,
 // and told it once more over a third when it has none: a few times at most, for it may be the location that lies. As soon as one denies it, and for the first contact always, witnesses look, over whose
@@ -28,10 +28,8 @@ import (
 // Where all locations deny it to the last they are told again like those that did not confirm. Four liars in these places hide us for good, and all that can be done is to say so.
 
 const (
-	publishSpacing = 5 * time.Second // at least, between two contacts, on average of publishBurst
-	publishHurry   = time.Second     // at least, when a path of the last one is lost
-	publishBurst   = 3
-	publishRetry   = time.Minute // at most between two tries
+	publishSpacing = 5 * time.Second // at least, between two contacts
+	publishRetry   = time.Minute     // at most between two tries
 	publishFirst   = 2 * time.Second
 	publishLate    = 15 * time.Second
 	publishLost    = 500 * time.Millisecond
@@ -55,12 +53,11 @@ func (p Publication) Reachable(now time.Time) bool { return p.Locations > 0 && n
 type publisher struct {
 	flags   uint8
 	srv     []netdb.SRV
-	changed bool        // flags or srv
-	since   time.Time   // when the first path came
-	lost    time.Time   // since when a path of the present contact is missing; zero: none is
-	next    time.Time   // none before
-	lately  []time.Time // when contacts were made that count for the next; at most publishBurst
-	again   time.Time   // nor the present one, at locations that did not confirm it
+	changed bool      // flags or srv
+	since   time.Time // when the first path came
+	lost    time.Time // since when a path of the present contact is missing; zero: none is
+	next    time.Time // none before
+	again   time.Time // nor the present one, at locations that did not confirm it
 	wait    time.Duration
 	round   int // of the present contact; answers of earlier ones count for nothing
 	sealed  []byte
@@ -120,7 +117,7 @@ func (t *Table) tendPublication(now time.Time) {
 	}
 	var due bool
 	switch {
-	case now.Before(p.next) && !(lost && p.hurry(now)):
+	case now.Before(p.next):
 	case p.changed:
 		due = true
 	case lost:
@@ -140,20 +137,11 @@ func (t *Table) tendPublication(now time.Time) {
 	}
 }
 
-// hurry says whether a new contact may come sooner than publishSpacing after the last one: a path in that one was lost, and there were few of late.
-func (p *publisher) hurry(now time.Time) bool {
-	return now.Sub(p.state.At) >= publishHurry && (len(p.lately) < publishBurst || now.Sub(p.lately[0]) >= publishBurst*publishSpacing)
-}
-
 // announce makes a new contact of these paths and publishes it.
 func (t *Table) announce(paths []onion, now time.Time) {
 	p := &t.publish
 	p.wait = publishSpacing
 	p.next, p.again = now.Add(publishSpacing), now.Add(p.wait)
-	if len(p.lately) == publishBurst {
-		p.lately = slices.Delete(p.lately, 0, 1)
-	}
-	p.lately = append(p.lately, now)
 	cc := netdb.ClientContact{Flags: p.flags | netdb.FlagPFS, SRV: p.srv}
 	intros := make(map[path.ID]bool, len(paths))
 	var last time.Time

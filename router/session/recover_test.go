@@ -612,25 +612,23 @@ func TestSlowLocation(t *testing.T) {
 	})
 }
 
-// TestHurry: relays on our inbound paths die one after the other. A new contact says so at once, but not for ever so often.
-func TestHurry(t *testing.T) {
+// TestSpacing: relays on our inbound paths die one after the other. A new contact says so at once, but never sooner than 5 s after the last one.
+func TestSpacing(t *testing.T) {
 	inBubble(t, func(t *testing.T, f *fabric) {
 		_, b := f.settled()
 		f.run(30 * time.Second)
 		contacts := func() uint64 { return b.table.Stats().Publications }
 		before := contacts()
-		for range 2 {
-			b.table.entrance.paths(time.Now())[0].(*fakePath).kill(true)
-			f.run(1500 * time.Millisecond)
+		b.table.entrance.paths(time.Now())[0].(*fakePath).kill(true)
+		f.run(1500 * time.Millisecond)
+		if n := contacts() - before; n != 1 {
+			t.Errorf("%d contacts after a loss", n)
 		}
-		if n := contacts() - before; n != 2 {
-			t.Errorf("%d contacts after two losses in 3 s", n)
-		}
-		for range 27 {
+		for range 29 {
 			b.table.entrance.paths(time.Now())[0].(*fakePath).kill(true)
 			f.run(time.Second)
 		}
-		if n := contacts() - before; n > 30/5+publishBurst+1 {
+		if n := contacts() - before; n < 5 || n > 7 {
 			t.Errorf("%d contacts in 30 s", n)
 		}
 	})
