@@ -227,12 +227,15 @@ func text(p []byte) string { return string(p[20:]) }
 
 // run lets time pass, in ticks.
 func (f *fabric) run(d time.Duration) {
-	f.hook.Lock() // what the test read comes before what lose writes from now on
-	f.hook.Unlock()
+	for _, l := range []*sync.Mutex{&f.hook, &f.mu} { // what the test has read and set comes before what is done under them from now on
+		l.Lock()
+		l.Unlock()
+	}
 	for end := time.Now().Add(d); time.Now().Before(end); {
 		time.Sleep(min(250*time.Millisecond, time.Until(end)))
 		f.tick()
 	}
+	synctest.Wait()
 }
 
 func (f *fabric) tick() {
