@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"net/url"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -26,7 +27,7 @@ const (
 // a Host field is not looked at and does not reach the remote. Requests in origin form, as a web page sends them that has been made believe that we are its
 // server (DNS rebinding), are refused.
 func (s *Server) newHTTP() (serve func(*net.TCPListener) error, stop func()) {
-	transport := &http.Transport{
+	transport := newRenewed(&http.Transport{
 		DialContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
 			t, err := parseTarget(addr, 0)
 			if err != nil {
@@ -39,7 +40,7 @@ func (s *Server) newHTTP() (serve func(*net.TCPListener) error, stop func()) {
 			return &forgetting{c, s}, nil
 		},
 		DisableCompression: true, MaxConnsPerHost: maxPerHost, MaxIdleConnsPerHost: idlePerHost, IdleConnTimeout: httpIdle, MaxResponseHeaderBytes: maxHeader,
-	}
+	})
 	quiet := slog.NewLogLogger(s.log.Handler(), slog.LevelDebug)
 	forward := &httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {
@@ -83,6 +84,39 @@ func (s *Server) newHTTP() (serve func(*net.TCPListener) error, stop func()) {
 		transport.CloseIdleConnections()
 	}
 	return serve, stop
+}
+
+// renewed is a transport that gives way to a new one now and then: http.Transport remembers every name that it could not connect to, or whose connection it did not keep, for good.
+type renewed struct {
+	mu     sync.Mutex
+	at     *http.Transport
+	misses int // of at
+}
+
+const renewAfter = 32 // misses; each is remembered by about 1 KiB
+
+func newRenewed(t *http.Transport) *renewed { return &renewed{at: t} }
+
+func (r *renewed) RoundTrip(q *http.Request) (*http.Response, error) {
+	r.mu.Lock()
+	t := r.at
+	r.mu.Unlock()
+	a, err := t.RoundTrip(q)
+	if err != nil || a.Close {
+		r.mu.Lock()
+		if r.misses++; t == r.at && r.misses >= renewAfter {
+			r.at, r.misses = t.Clone(), 0
+			defer t.CloseIdleConnections() // those in use are closed after their answer
+		}
+		r.mu.Unlock()
+	}
+	return a, err
+}
+
+func (r *renewed) CloseIdleConnections() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.at.CloseIdleConnections()
 }
 
 // begin counts a handler that Run waits for; false: Run ends.

@@ -3,6 +3,7 @@ package proxy
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -224,4 +225,28 @@ func FuzzHTTP(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestRenewed: a transport does not go on remembering names that could not be connected to.
+func TestRenewed(t *testing.T) {
+	refused := errors.New("refused")
+	r := newRenewed(&http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) { return nil, refused }})
+	for round := range 3 {
+		was := r.at
+		for n := range renewAfter {
+			if r.at != was {
+				t.Fatalf("round %d: renewed after %d", round, n)
+			}
+			q, err := http.NewRequest("GET", fmt.Sprintf("http://nobody-%d-%d.loki/", round, n), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := r.RoundTrip(q); !errors.Is(err, refused) {
+				t.Fatal(err)
+			}
+		}
+		if r.at == was {
+			t.Errorf("round %d: not renewed", round)
+		}
+	}
 }
