@@ -182,6 +182,11 @@ func FuzzTable(f *testing.F) {
 		for i := range program {
 			program[i] = byte(r.Uint32())
 		}
+		f.Add(slices.Clone(program))
+		for i := 0; i < len(program); i += 3 { // quick, so that little has expired and the table is full
+			program[i] &= 0x11
+			program[i+2] |= 16
+		}
 		f.Add(program)
 	}
 	f.Fuzz(play)
