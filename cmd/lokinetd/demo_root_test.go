@@ -58,15 +58,27 @@ func demoOf(ctx context.Context, t *testing.T) (*demoNet, func(error)) {
 	}
 }
 
+// serving is demoOf with its relays and a host that serves a page at address.
+func serving(ctx context.Context, t *testing.T) (d *demoNet, must func(error), host *demoHost, address string) {
+	t.Helper()
+	d, must = demoOf(ctx, t)
+	err := d.relays()
+	if err == nil {
+		host, address, err = d.serve(ctx)
+	}
+	if err != nil {
+		d.close()
+		t.Fatal(err)
+	}
+	return d, must, host, address
+}
+
 // What a person does with the demo's network, from its second client.
 func TestDemoNetwork(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute+2*patience)
 	defer cancel()
-	d, must := demoOf(ctx, t)
+	d, must, _, address := serving(ctx, t)
 	defer d.close()
-	must(d.relays())
-	_, address, err := d.serve(ctx)
-	must(err)
 	ready := func(s control.Status) bool { return s.State == control.Ready }
 	guest, err := d.client("guest", "10.77.0.102", "")
 	must(err)

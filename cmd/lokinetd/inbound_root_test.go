@@ -289,11 +289,8 @@ func malice(addresses map[string][2]string, own [2]string) (all []crafted) {
 func TestMallory(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute+3*eventually)
 	defer cancel()
-	d, must := demoOf(ctx, t)
+	d, must, host, address := serving(ctx, t)
 	defer d.close()
-	must(d.relays())
-	host, address, err := d.serve(ctx)
-	must(err)
 	bystander, err := d.client("bystander", "10.77.0.120", "[[service]]\nname = \"by\"\nports = [\"tcp/80\", \"tcp/9\"]\necho = true\n")
 	must(err)
 	var other string

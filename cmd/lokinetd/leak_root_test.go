@@ -600,11 +600,8 @@ const (
 func TestLeaks(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
 	defer cancel()
-	d, must := demoOf(ctx, t)
+	d, _, _, address := serving(ctx, t)
 	defer d.close()
-	must(d.relays())
-	_, address, err := d.serve(ctx)
-	must(err)
 	var worlds sync.WaitGroup
 	defer worlds.Wait()
 	for i, mode := range []string{"resolved", "resolvconf", "file"} {

@@ -18,11 +18,8 @@ import (
 func TestDemoServiceRecords(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
-	d, must := demoOf(ctx, t)
+	d, must, host, address := serving(ctx, t)
 	defer d.close()
-	must(d.relays())
-	host, address, err := d.serve(ctx)
-	must(err)
 	guest, err := d.client("guest", "10.77.0.102", "")
 	must(err)
 	must(guest.wait(ctx, func(s control.Status) bool { return s.State == control.Ready }))
