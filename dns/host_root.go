@@ -138,15 +138,22 @@ func (p Place) Awaited(ctx context.Context, listen []netip.AddrPort, closing boo
 	return false
 }
 
+// call connects to the bus for one call, which may take callTime; hangUp must follow.
+func (p Place) call(ctx context.Context) (bus *dbus.Conn, within context.Context, hangUp func(), err error) {
+	if bus, err = p.connect(); err != nil {
+		return nil, nil, nil, err
+	}
+	within, cancel := context.WithTimeout(ctx, callTime)
+	return bus, within, func() { cancel(); bus.Close() }, nil
+}
+
 // Returns reports whether systemd is about to start a unit, or to start it again.
 func (p Place) Returns(ctx context.Context, unit string) bool {
-	bus, err := p.connect()
+	bus, ctx, hangUp, err := p.call(ctx)
 	if err != nil {
 		return false
 	}
-	defer bus.Close()
-	ctx, cancel := context.WithTimeout(ctx, callTime)
-	defer cancel()
+	defer hangUp()
 	var jobs []struct {
 		ID          uint32
 		Unit        string
@@ -166,13 +173,11 @@ func (p Place) Returns(ctx context.Context, unit string) bool {
 
 // guarded reports whether the stand-in's unit is active: it has the port, even if the unit of that goes, as systemd lets it when the daemon has crashed too often.
 func (p Place) guarded(ctx context.Context) bool {
-	bus, err := p.connect()
+	bus, ctx, hangUp, err := p.call(ctx)
 	if err != nil {
 		return false
 	}
-	defer bus.Close()
-	ctx, cancel := context.WithTimeout(ctx, callTime)
-	defer cancel()
+	defer hangUp()
 	return property(ctx, bus, systemdName, "/org/freedesktop/systemd1/unit/lokinetd_2dnames_2eservice", systemdName+".Unit", "ActiveState") == "active"
 }
 
@@ -288,13 +293,11 @@ func (p Place) file(name, content string) (changed bool, err error) {
 
 // onBus makes a call if its receiver is on the bus. No bus and no receiver are no error: then nobody has to be told.
 func (p Place) onBus(ctx context.Context, name, path, method string, args ...any) error {
-	bus, err := p.connect()
+	bus, ctx, hangUp, err := p.call(ctx)
 	if err != nil {
 		return nil
 	}
-	defer bus.Close()
-	ctx, cancel := context.WithTimeout(ctx, callTime)
-	defer cancel()
+	defer hangUp()
 	err = bus.Object(name, dbus.ObjectPath(path)).CallWithContext(ctx, method, dbus.FlagNoAutoStart, args...).Err
 	var e dbus.Error
 	if errors.As(err, &e) && (e.Name == "org.freedesktop.DBus.Error.NameHasNoOwner" || e.Name == "org.freedesktop.DBus.Error.ServiceUnknown") {
